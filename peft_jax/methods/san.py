@@ -1,0 +1,269 @@
+"""SAN: scale each layer's output, and let the next layer's weights see that scale.
+
+    y = scale * (W (source * x) + b)            source = recal * resize(scale of the layer before)
+
+"Discovering Long-Term Effects on Parameter Efficient Fine-tuning", equations 4, 12 and 13.
+The paper's gamma is `scale`, its A is `recal`. All start at one, so the tuned model starts
+equal to the backbone, bit for bit. Merging: W' = diag(scale) W diag(source), b' = scale * b.
+
+Which layer feeds which is data, the wiring. Of the official scripts, `resize` has every
+ingredient that the paper describes and is the default; see `VARIANTS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from peft_jax.method import Method, along
+from peft_jax.methods.scope import norm_paths
+from peft_jax.tree import flat, nest
+
+
+class Wire(NamedTuple):
+  """Where the input scale of one site comes from.
+
+  site: path of the site whose input is scaled.
+  sources: paths of the sites whose output scales are concatenated to feed it.
+  recal: path of the site that holds the recalibration vector (shared by q, k and v).
+  before: path of the site that feeds the first layer of a stack when `sources` are those of
+    the previous layer of an nn.scan; "" otherwise.
+
+  The concatenation is used as it is where its length is the site's number of input features,
+  tiled where the site reads m copies of it, and else resized by linear interpolation with
+  aligned corners: out[i] at position i (n_in - 1) / (n_out - 1).
+  """
+
+  site: str
+  sources: tuple[str, ...]
+  recal: str = ""
+  before: str = ""
+
+
+# variant: (recal, qkv_source, proj_source, shift). The official scripts: SAN_resize_smooth.py;
+# SAN_base.py, whose recalibration is bypassed; the same with its recalibration; and equations
+# 5, 12 and 13 read literally, with the previous layer feeding q, k and v.
+VARIANTS = {
+  "resize": ("diag", "stem", "interp", False),
+  "base": ("none", "stem", "none", False),
+  "base_recal": ("diag", "stem", "none", False),
+  "paper": ("diag_bias", "prev_fc2", "interp", True),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SAN(Method):
+  """Output scales at the linear layers `sites` selects, propagated along the wiring.
+
+  Variables at a site (those that the variant and mode use, no others):
+    scale: fan_out        ones; not where mode "sp" feeds nothing from it
+    shift: fan_out        zeros; with `shift` only
+    recal: (inputs,)      ones; at sites with a source, one for q, k and v together
+    recal_bias: (inputs,) zeros; with recal "diag_bias" only
+
+  variant: a name of VARIANTS that sets the next options, each of which overrides it.
+  recal: "none", "diag" (source = recal * s) or "diag_bias" (source = recal * s + recal_bias).
+  qkv_source: "stem" (the patch embedding's scale in every block) or "prev_fc2".
+  proj_source: "interp" (the 3D scale of q, k, v resized to D), "v_slice" (the scale of v, which
+    is index-aligned) or "none".
+  shift: adds equation 5's shift after the output scale.
+  mode: "both"; "nt", output scales only; "sp", propagation only (the stem's scale stays).
+  train_norm: trains every norm as the official scripts do.
+  reg_lambda: adds reg_lambda * sum((scale - 1)^2) over all scales to the loss (equation 8).
+  wiring: the wires of a model whose family is not known here; () finds them by module names.
+
+  ViT-B/16 with norms: resize 186,624, base 122,112, nt 122,112, sp 177,408 (base: 85,248).
+  """
+
+  collection: str = "san"
+  variant: str = "resize"
+  recal: str | None = None
+  qkv_source: str | None = None
+  proj_source: str | None = None
+  shift: bool | None = None
+  mode: str = "both"
+  train_norm: bool = True
+  reg_lambda: float = 0.0
+  wiring: tuple[Wire, ...] = ()
+
+  def __post_init__(self):
+    choices = {
+      "variant": tuple(VARIANTS),
+      "recal": (None, "none", "diag", "diag_bias"),
+      "qkv_source": (None, "stem", "prev_fc2"),
+      "proj_source": (None, "interp", "v_slice", "none"),
+      "mode": ("both", "nt", "sp"),
+    }
+    for name, allowed in choices.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(f"SAN: {name}={getattr(self, name)!r}; it must be one of {allowed}.")
+
+  def _option(self, name):
+    value = getattr(self, name)
+    fields = ("recal", "qkv_source", "proj_source", "shift")
+    return VARIANTS[self.variant][fields.index(name)] if value is None else value
+
+  def bind(self, table, chosen):
+    """The same method with every option spelt out and the wires among its own sites."""
+    wires = tuple(Wire(*wire) for wire in self.wiring)
+    qkv, proj = self._option("qkv_source"), self._option("proj_source")
+    if self.mode == "nt":
+      wires = ()
+    elif not wires:
+      wires = vit_wiring(table, qkv, proj)
+    strangers = {path for wire in wires for path in (wire.site, *wire.sources)} - set(table)
+    if strangers:
+      raise ValueError(f"SAN: the wiring names {sorted(strangers)[0]!r}, which is no site.")
+    wires = tuple(
+      wire._replace(recal=wire.recal or wire.site)
+      for wire in wires
+      if {wire.site, *wire.sources, *filter(None, [wire.before, wire.recal])} <= set(chosen)
+    )
+    return dataclasses.replace(
+      self,
+      recal=self._option("recal") if wires else "none",
+      qkv_source=qkv,
+      proj_source=proj,
+      shift=self._option("shift"),
+      wiring=wires,
+    )
+
+  def init(self, site, key, params):
+    fed = {path for wire in self.wiring for path in (*wire.sources, wire.before)}
+    variables = {}
+    if self.mode != "sp" or site.path in fed or _is_stem(site):
+      variables["scale"] = jnp.ones(site.fan_out)
+    if self.shift and self.mode != "sp":
+      variables["shift"] = jnp.zeros(site.fan_out)
+    if self.recal != "none" and any(wire.recal == site.path for wire in self.wiring):
+      variables["recal"] = jnp.ones((site.inputs,))
+      if self.recal == "diag_bias":
+        variables["recal_bias"] = jnp.zeros((site.inputs,))
+    return variables
+
+  def derive(self, tree, table):
+    """Adds `source`, the input scale, at every wired site; drops what only feeds it."""
+    leaves = flat(tree)
+    seen = {
+      path: leaf
+      for path, leaf in leaves.items()
+      if not path.rpartition("/")[2].startswith("recal")
+    }
+    for wire in self.wiring:
+      site = table[wire.site]
+      parts = [_stacked(leaves[f"{p}/scale"], table[p], site) for p in wire.sources]
+      source = jnp.concatenate(parts, axis=-1)
+      if wire.before:
+        first = _stacked(leaves[f"{wire.before}/scale"], table[wire.before], site)
+        source = jnp.concatenate([first[:1], source[:-1]])
+      source = _resized(source, site.inputs)
+      if self.recal != "none":
+        source = source * leaves[f"{wire.recal}/recal"]
+      if self.recal == "diag_bias":
+        source = source + leaves[f"{wire.recal}/recal_bias"]
+      seen[f"{wire.site}/source"] = source
+    return nest(seen)
+
+  def weights(self, site, params, v):
+    kernel, out = params["kernel"], len(site.fan_out)
+    if "source" in v:
+      source = v["source"].astype(kernel.dtype)
+      if site.is_conv:  # group g of the outputs reads input channels g*n ... (g+1)*n - 1
+        rows = jnp.reshape(source, (site.groups, site.fan_in[-1]))
+        rows = jnp.repeat(rows, site.fan_out[0] // site.groups, axis=0).T
+        kernel = kernel * jnp.reshape(rows, (1,) * (kernel.ndim - 2) + rows.shape)
+      else:
+        kernel = kernel * jnp.reshape(source, (*site.fan_in, *(1,) * out))
+    new = {**params, "kernel": kernel}
+    if self._scales_output(site, v):
+      new["kernel"] = kernel * along(v["scale"], kernel, out)
+      if "bias" in params:
+        new["bias"] = params["bias"] * v["scale"].astype(params["bias"].dtype)
+    if "shift" in v:
+      shift = v["shift"].astype(kernel.dtype)
+      new["bias"] = new["bias"] + shift if "bias" in new else shift
+    return new
+
+  def call(self, site, v, params, layer, x, rng):
+    out = len(site.fan_out)
+    if "source" in v:
+      shape = (site.inputs,) if site.is_conv else site.fan_in
+      x = x * along(jnp.reshape(v["source"], shape), x, len(shape))
+    y = layer(params, x)
+    if self._scales_output(site, v):
+      y = y * along(v["scale"], y, out)
+    return y + along(v["shift"], y, out) if "shift" in v else y
+
+  def _scales_output(self, site, v):
+    # Mode "sp" only propagates; the stem's scale acts in every mode, as in the official code.
+    return "scale" in v and (self.mode != "sp" or _is_stem(site))
+
+  def trains(self, table, paths):
+    return norm_paths(table) & paths if self.train_norm else frozenset()
+
+  def penalty(self, tree):
+    if not self.reg_lambda:
+      return 0.0
+    scales = [leaf for path, leaf in flat(tree).items() if path.endswith("scale")]
+    return self.reg_lambda * sum(jnp.sum(jnp.square(scale - 1)) for scale in scales)
+
+
+def vit_wiring(table, qkv_source, proj_source):
+  """The wires of a ViT (official code, SAN-PEFT: train_code/SAN_resize_smooth.py).
+
+  q, k, v <- patch embedding (or the fc2 of the block before); proj <- q, k, v;
+  fc1 <- proj; fc2 <- fc1. Raises ValueError for a model without these names.
+  """
+  blocks = [path.removesuffix("attn/q") for path in table if path.endswith("attn/q")]
+  stem = next((path for path in table if path.rpartition("/")[2] == "patch_embed"), None)
+  if not blocks or stem is None:
+    raise ValueError(
+      "SAN: no wiring is known for this model (no patch_embed and attn/q among its sites); give "
+      "SAN(wiring=(Wire(site, (source,)), ...)), or mode='nt' for output scales only."
+    )
+  wires, before = [], None
+  for block in blocks:
+    q, k, v, proj, fc1, fc2 = (
+      block + name for name in ("attn/q", "attn/k", "attn/v", "attn/proj", "mlp/fc1", "mlp/fc2")
+    )
+    scanned = bool(table[q].stack)
+    for path in (q, k, v):
+      if qkv_source == "stem" or (before is None and not scanned):
+        wires.append(Wire(path, (stem,), q))
+      else:
+        wires.append(Wire(path, (fc2,) if scanned else (before,), q, stem if scanned else ""))
+    if proj_source != "none":
+      wires.append(Wire(proj, (q, k, v) if proj_source == "interp" else (v,)))
+    wires += [Wire(fc1, (proj,)), Wire(fc2, (fc1,))]
+    before = fc2
+  return tuple(wires)
+
+
+def _is_stem(site):
+  return site.is_conv and site.name == "patch_embed"
+
+
+def _stacked(scale, source, site):
+  """A source's output scale as [*site.stack, features]."""
+  scale = jnp.reshape(scale, (*source.stack, -1))
+  if len(source.stack) < len(site.stack):
+    scale = jnp.broadcast_to(scale, (*site.stack, scale.shape[-1]))
+  return scale
+
+
+def _resized(scale, size):
+  """[..., n] as [..., size]: itself, tiled, or linearly interpolated with aligned corners."""
+  n = scale.shape[-1]
+  if n == size:
+    return scale
+  if size % n == 0:
+    return jnp.concatenate([scale] * (size // n), axis=-1)
+  position = np.arange(size) * (n - 1) / (size - 1) if size > 1 else np.zeros(1)
+  low = np.minimum(position.astype(int), n - 2)
+  weight = jnp.asarray(position - low, scale.dtype)
+  weight = jnp.reshape(weight, (1,) * (scale.ndim - 1) + weight.shape)
+  # low + weight * (high - low), so that a vector of ones stays exactly one.
+  return scale[..., low] + weight * (scale[..., low + 1] - scale[..., low])
