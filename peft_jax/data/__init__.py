@@ -1,0 +1,22 @@
+"""Tasks, their images, and what happens to a batch before the model sees it."""
+
+from peft_jax.data.augment import augment
+from peft_jax.data.catalog import open
+from peft_jax.data.pipeline import normalize, order, steps_per_epoch
+from peft_jax.data.split import Dataset, Split, tfds_order
+from peft_jax.data.tasks import MINI_VTAB, TASKS, VTAB, Task
+
+__all__ = [
+  "MINI_VTAB",
+  "TASKS",
+  "VTAB",
+  "Dataset",
+  "Split",
+  "Task",
+  "augment",
+  "normalize",
+  "open",
+  "order",
+  "steps_per_epoch",
+  "tfds_order",
+]

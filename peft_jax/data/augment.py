@@ -1,0 +1,75 @@
+"""Random views of a batch, made on the device. Each image has a key of its own, made from its
+place in the global batch, so that sharding changes nothing."""
+
+import jax
+import jax.numpy as jnp
+
+AREA = (0.08, 1.0)  # of the crop, as a fraction of the image
+RATIO = (3 / 4, 4 / 3)  # width / height of the crop, log-uniform
+TRIES = 10
+
+
+def augment(images, key, how, first=0):
+  """`images` [B, H, W, C], 0..255, uint8 or float, under `how`; same shape and dtype.
+
+  how: "none"; "flip" (left-right with probability 1/2); "crop_flip" (a crop of 8 to 100 % of the
+    area, ratio 3/4 to 4/3, resized bicubically with antialiasing, then flip).
+  first: place of images[0] in the global batch, for a device that holds only its own share.
+  """
+  if how not in AUGMENTS:
+    raise ValueError(f"There is no augment '{how}'; choose one of {', '.join(AUGMENTS)}.")
+  images = jnp.asarray(images)
+  if how == "none":
+    return images
+  places = jnp.arange(images.shape[0], dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+  return jax.vmap(AUGMENTS[how])(images, keys)
+
+
+def flip(image, key):
+  return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def crop_flip(image, key):
+  crop_key, flip_key = jax.random.split(key)
+  return flip(crop(image, crop_key), flip_key)
+
+
+def crop(image, key):
+  """A random crop at the image's own size: torchvision's RandomResizedCrop on the device.
+
+  The first of ten draws that fits is taken, else the whole image. Bounds are fractions of a pixel,
+  where torchvision rounds to whole ones.
+  """
+  height, width, channels = image.shape
+  area_key, ratio_key, y_key, x_key = jax.random.split(key, 4)
+  area = jax.random.uniform(area_key, (TRIES,), minval=AREA[0], maxval=AREA[1])
+  log_ratio = jnp.log(jnp.asarray(RATIO, jnp.float32))
+  ratio = jnp.exp(
+    jax.random.uniform(ratio_key, (TRIES,), minval=log_ratio[0], maxval=log_ratio[1])
+  )
+  widths = jnp.sqrt(area * ratio * (height * width))
+  heights = jnp.sqrt(area / ratio * (height * width))
+  fits = (widths <= width) & (heights <= height)
+  pick = jnp.argmax(fits)
+  crop_width = jnp.where(fits.any(), widths[pick], float(width))
+  crop_height = jnp.where(fits.any(), heights[pick], float(height))
+  top = jax.random.uniform(y_key) * (height - crop_height)
+  left = jax.random.uniform(x_key) * (width - crop_width)
+  scale = jnp.stack([height / crop_height, width / crop_width])
+  view = jax.image.scale_and_translate(
+    image.astype(jnp.float32),
+    (height, width, channels),
+    (0, 1),
+    scale,
+    -jnp.stack([top, left]) * scale,
+    method="cubic",
+    antialias=True,
+  )
+  view = jnp.clip(view, 0.0, 255.0)
+  if jnp.issubdtype(image.dtype, jnp.integer):
+    view = jnp.round(view)
+  return view.astype(image.dtype)
+
+
+AUGMENTS = {"none": None, "flip": flip, "crop_flip": crop_flip}

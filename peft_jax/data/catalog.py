@@ -1,0 +1,22 @@
+"""From a task's name to its Dataset."""
+
+from peft_jax.data import class_folder, image_list, mini_vtab, tasks, transforms
+
+
+def open(task, *, root=None, size, resize="bicubic_pil"):
+  """The Dataset of `task`, checked; no image is decoded yet.
+
+  task: a name of the table (`tasks.TASKS`) or "folder" for the user's own images.
+  root: the user's folder, or the one that holds vtab-1k; not used by the embedded mini_ tasks.
+  size, resize: of the images its splits return, see transforms.
+  Raises ValueError or FileNotFoundError in one sentence for what does not fit.
+  """
+  transforms.check(resize)
+  if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    raise ValueError(f"An image size is a positive number of pixels, not {size!r}.")
+  if task == "folder":
+    return class_folder.open_folder(root, size, resize)
+  row = tasks.find(task)
+  if row.embedded:
+    return mini_vtab.open_task(row, size, resize)
+  return image_list.open_task(row, root, size, resize)

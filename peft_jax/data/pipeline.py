@@ -1,0 +1,63 @@
+"""What happens to a batch between the data set and the model; runs inside or outside jit.
+
+The order of examples is a function of (seed, step), so a restart needs no iterator state and any
+number of devices or processes sees the same global batches.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+MEAN_STD = {  # per channel, of pixels scaled to 0..1
+  "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+
+ORDER = 0x0DE4  # folded into the seed: tells the order's draws from every other purpose's
+
+
+def steps_per_epoch(batch, n):
+  """n // batch: the remainder of each epoch is dropped, another one each time.
+
+  Raises ValueError when n examples do not fill one batch.
+  """
+  if not 0 < batch <= n:
+    raise ValueError(
+      f"A batch of {batch} cannot be drawn from {n} training images; "
+      f"choose a batch_size from 1 to {n}."
+    )
+  return n // batch
+
+
+def order(seed, step, batch, n):
+  """int32 [batch]: which of n examples make up the batch of training step `step` (from 0).
+
+  Every epoch of n // batch steps is a new permutation. seed and step may be traced; batch and n
+  are Python ints.
+  """
+  steps_per_epoch(batch, n)
+  return _order(seed, step, batch=batch, n=n)
+
+
+@functools.partial(jax.jit, static_argnames=("batch", "n"))
+def _order(seed, step, *, batch, n):
+  per_epoch = n // batch
+  step = jnp.asarray(step, jnp.int32)
+  key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), ORDER)
+  places = jax.random.permutation(jax.random.fold_in(key, step // per_epoch), n)
+  start = (step % per_epoch) * batch
+  return jax.lax.dynamic_slice_in_dim(places.astype(jnp.int32), start, batch)
+
+
+def normalize(images, how, dtype=jnp.float32):
+  """(images / 255 - mean) / std per channel, computed in float32, returned as `dtype`.
+
+  images: [..., 3], 0..255, uint8 or float. how: "inception" (-1..1), "imagenet", "none" (0..1).
+  """
+  if how not in MEAN_STD:
+    raise ValueError(f"There is no normalize '{how}'; choose one of {', '.join(MEAN_STD)}.")
+  shape = (1,) * (images.ndim - 1) + (3,)
+  mean, std = (jnp.asarray(c, jnp.float32).reshape(shape) for c in MEAN_STD[how])
+  return ((jnp.asarray(images).astype(jnp.float32) / 255.0 - mean) / std).astype(dtype)
