@@ -1,0 +1,71 @@
+"""Flat dictionaries of arrays in `.npz` files. Nothing is ever unpickled."""
+
+import hashlib
+import os
+import uuid
+import zipfile
+import zlib
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+
+def read(path):
+  """{name: float32 array} of the `.npz` file at `path`.
+
+  float16, float64 and bfloat16 (which NumPy stores as 2-byte voids) are converted.
+  Raises FileNotFoundError, or ValueError naming the file when it is damaged or holds anything but
+  floating point arrays.
+  """
+  path = epath.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f"there is no file {path}.")
+  try:
+    with path.open("rb") as f, np.load(f, allow_pickle=False) as file:
+      return {name: as_float32(name, file[name]) for name in file.files}
+  except (ValueError, AttributeError, TypeError, EOFError, KeyError, OSError, NotImplementedError,
+          zlib.error, zipfile.BadZipFile) as error:
+    # AttributeError, TypeError: a lone .npy array is no context manager.
+    raise ValueError(
+      f"{path} is damaged or no .npz file of floating point arrays: {error}.") from None
+
+
+def as_float32(name, array):
+  if array.dtype == np.dtype("V2"):
+    array = array.view(ml_dtypes.bfloat16)
+  elif not np.issubdtype(array.dtype, np.floating):
+    raise ValueError(f"{name} is of type {array.dtype}")
+  return array.astype(np.float32)
+
+
+def write(path, arrays):
+  """Writes {name: array} to `path`, complete or not at all."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
+  try:
+    with part.open("wb") as f:
+      np.savez(f, **arrays)
+    part.replace(path)
+  finally:
+    part.unlink(missing_ok=True)
+
+
+def digest(arrays):
+  """SHA-256 over path, type, shape and bytes of {path: array}, in the order of the paths."""
+  total = hashlib.sha256()
+  for name in sorted(arrays):
+    array = np.ascontiguousarray(arrays[name])
+    total.update(f"{name} {array.dtype} {array.shape}\n".encode())
+    total.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
+  return total.hexdigest()
+
+
+def sha256(path):
+  """SHA-256 of a file's bytes, in hexadecimal."""
+  total = hashlib.sha256()
+  with epath.Path(path).open("rb") as f:
+    while block := f.read(1 << 20):
+      total.update(block)
+  return total.hexdigest()
