@@ -1,0 +1,34 @@
+"""The learning rate: cosine by epoch with a linear warm-up, as timm computes it."""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def cosine(lr, *, steps_per_epoch, epochs, warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, lag=0):
+  """A function step -> learning rate, jittable, constant within an epoch.
+
+  The values are computed in double precision and rounded to float32. In epoch t = step // steps_per_epoch - lag (not below 0), with b = lr, w = warmup_lr,
+  m = min_lr:
+
+      t < warmup_epochs   w + t (b - w) / warmup_epochs
+      t < epochs          m + (b - m) (1 + cos(pi t / epochs)) / 2
+      otherwise           m                                          (the cool-down)
+
+  The cosine is not shifted by the warm-up: it sets in below b. Epoch 0 runs at w.
+  lr, warmup_lr, min_lr: absolute; the last two are lowered to lr where they exceed it.
+  lag: 1 reproduces the released SAN loop, which steps its schedule one epoch late.
+
+  timm 0.6.5, scheduler/cosine_lr.py with t_in_epochs and no warm-up prefix.
+  """
+  warmup_lr, min_lr = min(warmup_lr, lr), min(min_lr, lr)
+  t = np.arange(max(epochs, warmup_epochs) + 1, dtype=np.float64)
+  rates = min_lr + (lr - min_lr) * (1 + np.cos(np.pi * t / epochs)) / 2
+  rates = np.where(t < epochs, rates, min_lr)
+  rates = np.where(t < warmup_epochs, warmup_lr + t * (lr - warmup_lr) / max(warmup_epochs, 1), rates)
+  rates = rates.astype(np.float32)
+
+  def value(step):
+    epoch = jnp.clip(step // steps_per_epoch - lag, 0, len(rates) - 1)
+    return jnp.asarray(rates)[epoch]
+
+  return value
