@@ -1,6 +1,8 @@
 """Random views of a batch, made on the device. Each image has a key of its own, made from its
 place in the global batch, so that sharding changes nothing."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -31,35 +33,40 @@ def flip(image, key):
 
 
 def crop_flip(image, key):
-  crop_key, flip_key = jax.random.split(key)
-  return flip(crop(image, crop_key), flip_key)
+  box_key, flip_key = jax.random.split(key)
+  top, left, height, width = draw_box(box_key, *image.shape[:2])
+  return flip(cut(image, top, left, height, width), flip_key)
 
 
-def crop(image, key):
-  """A random crop at the image's own size: torchvision's RandomResizedCrop on the device.
+def draw_box(key, height, width):
+  """(top, left, height, width) of a crop, float32 pixels, as torchvision's RandomResizedCrop.
 
   The first of ten draws that fits is taken, else the whole image. Bounds are fractions of a pixel,
   where torchvision rounds to whole ones.
   """
-  height, width, channels = image.shape
   area_key, ratio_key, y_key, x_key = jax.random.split(key, 4)
-  area = jax.random.uniform(area_key, (TRIES,), minval=AREA[0], maxval=AREA[1])
-  log_ratio = jnp.log(jnp.asarray(RATIO, jnp.float32))
-  ratio = jnp.exp(
-    jax.random.uniform(ratio_key, (TRIES,), minval=log_ratio[0], maxval=log_ratio[1])
-  )
-  widths = jnp.sqrt(area * ratio * (height * width))
-  heights = jnp.sqrt(area / ratio * (height * width))
+  area = jax.random.uniform(area_key, (TRIES,), jnp.float32, *AREA) * (height * width)
+  log_ratio = (math.log(RATIO[0]), math.log(RATIO[1]))
+  ratio = jnp.exp(jax.random.uniform(ratio_key, (TRIES,), jnp.float32, *log_ratio))
+  widths, heights = jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)
   fits = (widths <= width) & (heights <= height)
   pick = jnp.argmax(fits)
-  crop_width = jnp.where(fits.any(), widths[pick], float(width))
-  crop_height = jnp.where(fits.any(), heights[pick], float(height))
-  top = jax.random.uniform(y_key) * (height - crop_height)
-  left = jax.random.uniform(x_key) * (width - crop_width)
-  scale = jnp.stack([height / crop_height, width / crop_width])
+  crop_width = jnp.where(fits[pick], widths[pick], float(width))
+  crop_height = jnp.where(fits[pick], heights[pick], float(height))
+  top = jax.random.uniform(y_key, dtype=jnp.float32) * (height - crop_height)
+  left = jax.random.uniform(x_key, dtype=jnp.float32) * (width - crop_width)
+  return top, left, crop_height, crop_width
+
+
+def cut(image, top, left, height, width):
+  """The box stretched to the image's own shape: bicubic, antialiased, within 0..255.
+
+  Within about one grey level of Pillow's resize(box=...).
+  """
+  scale = jnp.stack([image.shape[0] / height, image.shape[1] / width])
   view = jax.image.scale_and_translate(
     image.astype(jnp.float32),
-    (height, width, channels),
+    image.shape,
     (0, 1),
     scale,
     -jnp.stack([top, left]) * scale,

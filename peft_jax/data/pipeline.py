@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MEAN_STD = {  # per channel, of pixels scaled to 0..1
   "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -38,6 +39,8 @@ def order(seed, step, batch, n):
   are Python ints.
   """
   steps_per_epoch(batch, n)
+  if isinstance(seed, int):
+    seed = np.uint32(seed % 2**32)
   return _order(seed, step, batch=batch, n=n)
 
 

@@ -94,6 +94,7 @@ class Dataset:
   class_names: num_classes strings, or None where the source does not give them.
   splits: name -> Split. VTAB: train800, val200, train800val200, test; folders: train, val, test.
   train_split, eval_split: the pair a final run uses when the config names none.
+  source: where the images come from, for the run's log.
   """
 
   name: str
@@ -103,12 +104,14 @@ class Dataset:
   splits: dict[str, Split]
   train_split: str
   eval_split: str
+  source: str
 
   def split(self, name):
     """The split called `name`; raises ValueError listing the ones there are."""
     if name not in self.splits:
       raise ValueError(
-        f"Task '{self.name}' has no split '{name}'; it has {', '.join(self.splits)}."
+        f"Task '{self.name}' ({self.source}) has no split '{name}'; "
+        f"it has {', '.join(self.splits)}."
       )
     return self.splits[name]
 

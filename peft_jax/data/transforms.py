@@ -10,6 +10,9 @@ short_side     short side to floor(size / 0.9) (248 for 224), Pillow bicubic, ce
 import numpy as np
 from PIL import Image, ImageOps
 
+# What Pillow raises for a file that is no image, is cut short or is far too large.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
 CROP_FRACTION = 0.9  # of the evaluation transform of ViT and Swin in timm 0.6
 
 
@@ -84,10 +87,15 @@ def decode(path, *, exif):
       if exif:
         image = ImageOps.exif_transpose(image)
       return eight_bit(image)
-  except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-    raise ValueError(
-      f"Cannot read the image {path} ({error}); replace the file or take it out of the data set."
-    ) from error
+  except UNREADABLE as error:
+    raise cannot_read(path, error) from error
+
+
+def cannot_read(path, error):
+  """The ValueError that names the file."""
+  return ValueError(
+    f"Cannot read the image {path} ({error}); replace the file or take it out of the data set."
+  )
 
 
 def eight_bit(image):

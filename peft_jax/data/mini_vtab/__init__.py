@@ -39,6 +39,7 @@ def open_task(task, size, resize):
     splits=splits,
     train_split="train800val200",
     eval_split="test",
+    source="mini_vtab, part of peft_jax",
   )
 
 
