@@ -1,0 +1,74 @@
+"""What a tuned model consists of and what a run of it costs, from shapes alone."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from peft_jax.tree import flat, nest, under
+
+
+class Row(NamedTuple):
+  """One site: "x -> y" in `shapes`, "collection.name shape" of what is trained in `trained`."""
+
+  site: str
+  kind: str
+  shapes: str
+  trained: tuple[str, ...]
+  count: int
+
+
+def rows(tuned, every=False):
+  """The Row of every site at which something is trained, in call order; of all with `every`.
+
+  Trained are the methods' variables, the head, and the parameters that a scope trains as they
+  are, named "params.scale (768,)". The model's own parameters stand under the site "".
+  """
+  shapes = {
+    f"{path}/{name}".lstrip("/"): jax.ShapeDtypeStruct(site.stack + shape, jnp.float32)
+    for path, site in tuned.table.items()
+    for name, shape in site.params
+  }
+  train, _ = tuned.split(shapes_of(tuned, nest(shapes)))
+  train = {collection: flat(tree) for collection, tree in train.items()}
+  found = []
+  for path, site in tuned.table.items():
+    here = [
+      (f"{collection}.{name} {leaf.shape}", math.prod(leaf.shape))
+      for collection, tree in sorted(train.items(), key=lambda item: item[0] == "params")
+      for name, leaf in under(path, tree).items()
+    ]
+    if here or every:
+      stack = f"{list(site.stack)} " if site.stack else ""
+      texts, counts = zip(*here, strict=True) if here else ((), ())
+      found.append(
+        Row(path, site.kind.__name__, f"{stack}{site.x} -> {site.y}", texts, sum(counts))
+      )
+  return found
+
+
+def shapes_of(tuned, params):
+  """The shapes of all variables, for `params` given as arrays or shapes."""
+  return {"params": params, **jax.eval_shape(tuned.init, jax.random.key(0), params)}
+
+
+def table(tuned, every=False):
+  """`rows` as aligned text with a line for the total: what print(tuned) shows."""
+  found = rows(tuned, every)
+  lines = [("site", "kind", "x -> y", "trained", "count")]
+  lines += [
+    (row.site or "(the model)", row.kind, row.shapes, ", ".join(row.trained), f"{row.count:,}")
+    for row in found
+  ]
+  at = sum(bool(row.trained) for row in found)
+  lines.append((f"total of {at} sites", "", "", "", f"{sum(row.count for row in found):,}"))
+  widths = [max(len(line[i]) for line in lines) for i in range(5)]
+  return "\n".join(
+    "  ".join([c.ljust(w) for c, w in zip(line[:4], widths[:4], strict=True)])
+    + "  "
+    + line[4].rjust(widths[4])
+    for line in lines
+  )
