@@ -1,0 +1,402 @@
+"""What one training step costs: operations, bytes and, with --time, seconds.
+
+    python benchmarks/step_cost.py                      ViT-B/16, batch 8: counts, nothing allocated
+    python benchmarks/step_cost.py --time --depth 4     seconds, beside PyTorch and HF PEFT
+
+The counts are XLA's own, of the compiled program: F is the operations of the plain model's
+forward pass, a step is value, gradient and AdamW update of the `train` tree; the frozen weights
+are an argument and are not returned. See README.md for how to read the tables.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+# A worker of --time holds itself to some cores; jax counts them when it is imported.
+if "STEP_COST_THREADS" in os.environ and hasattr(os, "sched_setaffinity"):
+  cores = sorted(os.sched_getaffinity(0))[: int(os.environ["STEP_COST_THREADS"])]
+  os.sched_setaffinity(0, cores)
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from peft_jax import models
+from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA
+from peft_jax.sites import sites
+from peft_jax.tuned import Tuned, join
+
+LAYERS = r".*/(q|k|v|proj|fc1|fc2)"  # the linear layers of a block
+
+METHODS = {
+  "full": Full(),
+  "linear": Linear(),
+  "bias": Bias(),
+  "ssf": SSF(),
+  "san": SAN(),
+  "lora": LoRA(sites=LAYERS, rank=8),
+  "lora_shared": LoRA(sites=LAYERS, rank=8, share=("q", "k", "v")),  # one A for a fused qkv
+}
+
+# The largest step a method may compile to, in units of F.
+LIMITS = {"ssf": 2.08, "san": 2.08, "lora": 2.10, "lora_shared": 2.10}
+
+CLASSES = 100
+
+
+def optimizer():
+  return optax.adamw(1e-3, weight_decay=1e-4)
+
+
+def training_step(tuned, tx):
+  """step(train, opt, frozen, images, labels) -> (train, opt, loss)."""
+
+  def step(train, opt, frozen, images, labels):
+    def loss(train):
+      logits = tuned.apply(join(train, frozen), images, train=True)
+      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    value, gradient = jax.value_and_grad(loss)(train)
+    updates, opt = tx.update(gradient, opt, train)
+    return optax.apply_updates(train, updates), opt, value
+
+  return step
+
+
+# --- counts -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """The cost of one compiled step; sizes in bytes.
+
+  trained: number of trained values, the head included.
+  ratio: operations of the step over those of the forward pass.
+  arguments: weights, optimizer state and batch; optimizer: its part of that.
+  limit: what `arguments` may be: weights, batch and 4 times the trained values, plus 5 %.
+  temporary: what XLA allocates in between. outputs: the new trained values and optimizer state.
+  largest_output: the largest array returned.
+  """
+
+  name: str
+  trained: int
+  ratio: float
+  arguments: int
+  optimizer: int
+  limit: int
+  temporary: int
+  outputs: int
+  largest_output: int
+
+  def failures(self):
+    """One sentence for each requirement that is not met."""
+    limit = LIMITS.get(self.name)
+    checks = (
+      (limit is None or self.ratio <= limit, f"the step costs {self.ratio:.3f} F, not {limit}"),
+      (self.arguments <= self.limit, f"{self.arguments} bytes of arguments, above {self.limit}"),
+      (
+        self.outputs <= 3.05 * 4 * self.trained + 4096,
+        f"{self.outputs} bytes returned for {self.trained} trained values",
+      ),
+    )
+    return [f"{self.name}: {sentence}" for met, sentence in checks if not met]
+
+
+def size(tree):
+  """Bytes of a tree of arrays or shapes."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def shapes(model, batch):
+  """(params, images, labels) as shapes."""
+  images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
+  labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  return params, images, labels
+
+
+def forward_operations(model, batch):
+  """F, the operations of the plain model's forward pass."""
+  params, images, _ = shapes(model, batch)
+  forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
+  return forward.lower(params, images).compile().cost_analysis()["flops"]
+
+
+def cost(model, batch, name, forward):
+  """The Cost of a step of METHODS[name]; forward: F."""
+  params, images, labels = shapes(model, batch)
+  tuned = Tuned(model, (METHODS[name],), sites(model, images))
+  variables = {"params": params, **jax.eval_shape(tuned.init, jax.random.key(0), params)}
+  train, frozen = tuned.split(variables)
+  tx = optimizer()
+  opt = jax.eval_shape(tx.init, train)
+  step = jax.jit(training_step(tuned, tx), donate_argnums=(0, 1), keep_unused=True)
+  lowered = step.lower(train, opt, frozen, images, labels)
+  compiled = lowered.compile()
+  memory = compiled.memory_analysis()
+  return Cost(
+    name=name,
+    trained=sum(leaf.size for leaf in jax.tree.leaves(train)),
+    ratio=compiled.cost_analysis()["flops"] / forward,
+    arguments=memory.argument_size_in_bytes,
+    optimizer=size(opt),
+    limit=int(1.05 * (size(params) + size((images, labels)) + 4 * size(train))),
+    temporary=memory.temp_size_in_bytes,
+    outputs=memory.output_size_in_bytes,
+    largest_output=max(size(leaf) for leaf in jax.tree.leaves(lowered.out_info)),
+  )
+
+
+def print_costs(forward, costs):
+  print(f"forward pass F = {forward / 1e9:.2f} GFLOP")
+  print(f"{'':12}{'trained':>12}{'step / F':>10}{'limit':>7}" + f"{'MiB:':>6}" + "".join(
+    f"{head:>11}" for head in ("arguments", "limit", "optimizer", "temporary", "outputs")))
+  for c in costs:
+    sizes = (c.arguments, c.limit, c.optimizer, c.temporary, c.outputs)
+    limit = LIMITS.get(c.name, "")
+    print(f"{c.name:12}{c.trained:>12,}{c.ratio:>10.3f}{limit:>7}{'':>6}" + "".join(
+      f"{n / 2**20:>11.1f}" for n in sizes))
+  for c in costs:
+    for sentence in c.failures():
+      print("NOT MET ", sentence)
+
+
+# --- seconds ------------------------------------------------------------------------------------
+
+
+def jax_runner(name, model, batch):
+  """run() -> None performs one step of METHODS[name], or a forward pass, and waits for it."""
+  key = jax.random.key(0)
+  images = jax.random.normal(key, (batch, model.image_size, model.image_size, 3))
+  labels = jnp.arange(batch, dtype=jnp.int32) % CLASSES
+  params = jax.jit(model.init)(key, images)["params"]
+  if name == "forward":
+    forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
+    return lambda: jax.block_until_ready(forward(params, images))
+  tuned = Tuned(model, (METHODS[name],), sites(model, images))
+  train, frozen = tuned.split({"params": params, **tuned.init(key, params)})
+  tx = optimizer()
+  state = {"train": train, "opt": tx.init(train)}
+  step = jax.jit(training_step(tuned, tx), donate_argnums=(0, 1))
+
+  def run():
+    state["train"], state["opt"], loss = step(state["train"], state["opt"], frozen, images, labels)
+    jax.block_until_ready((state, loss))
+
+  return run
+
+
+def torch_runner(name, model, batch, threads):
+  """The same step in plain PyTorch, LoRA by HF PEFT on qkv, proj, fc1 and fc2."""
+  import torch
+  from torch import nn
+  from torch.nn import functional
+
+  torch.set_num_threads(threads)
+  torch.manual_seed(0)
+
+  class Attention(nn.Module):
+    def __init__(self, d, heads):
+      super().__init__()
+      self.heads, self.qkv, self.proj = heads, nn.Linear(d, 3 * d), nn.Linear(d, d)
+
+    def forward(self, x):
+      b, n, d = x.shape
+      q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+      y = functional.scaled_dot_product_attention(q, k, v)
+      return self.proj(y.transpose(1, 2).reshape(b, n, d))
+
+  class Block(nn.Module):
+    def __init__(self, d, heads, hidden):
+      super().__init__()
+      self.norm1, self.norm2 = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
+      self.attn = Attention(d, heads)
+      self.fc1, self.fc2 = nn.Linear(d, hidden), nn.Linear(hidden, d)
+
+    def forward(self, x):
+      x = x + self.attn(self.norm1(x))
+      return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
+
+  class VisionTransformer(nn.Module):
+    def __init__(self):
+      super().__init__()
+      d, rows = model.width, 1 + (model.image_size // model.patch) ** 2
+      self.patch_embed = nn.Conv2d(3, d, model.patch, model.patch)
+      self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+      self.pos_embed = nn.Parameter(0.02 * torch.randn(1, rows, d))
+      self.blocks = nn.Sequential(
+        *(Block(d, model.heads, model.mlp_ratio * d) for _ in range(model.depth)))
+      self.norm, self.head = nn.LayerNorm(d, eps=1e-6), nn.Linear(d, CLASSES)
+
+    def forward(self, x):
+      x = self.patch_embed(x).flatten(2).transpose(1, 2)
+      x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
+      return self.head(self.norm(self.blocks(x)[:, 0]))
+
+  net = VisionTransformer()
+  if name == "lora":
+    import peft
+
+    config = peft.LoraConfig(
+      r=8, lora_alpha=8, target_modules=["qkv", "proj", "fc1", "fc2"], modules_to_save=["head"])
+    net = peft.get_peft_model(net, config)
+  elif name != "full":
+    for path, parameter in net.named_parameters():
+      parameter.requires_grad = path.startswith("head") or name == "bias" and path.endswith("bias")
+  images = torch.randn(batch, 3, model.image_size, model.image_size)
+  labels = torch.arange(batch) % CLASSES
+  if name == "forward":
+    net.eval()
+
+    def forward():
+      with torch.no_grad():
+        net(images)
+
+    return forward
+  net.train()
+  trained = [p for p in net.parameters() if p.requires_grad]
+  tx = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-4, fused=True)
+
+  def run():
+    tx.zero_grad()
+    functional.cross_entropy(net(images), labels).backward()
+    tx.step()
+
+  return run
+
+
+TORCH = ("forward", "full", "linear", "bias", "lora")  # what `torch_runner` knows
+
+
+def work(worker, model, batch, threads):
+  """Runs one step for every line on stdin and answers its seconds; the other side of Worker."""
+  side, name = worker.split(":")
+  if side == "torch":
+    run = torch_runner(name, model, batch, threads)
+  else:
+    run = jax_runner(name, model, batch)
+  run(), run()
+  print("ready", flush=True)
+  for _ in sys.stdin:
+    start = time.perf_counter()
+    run()
+    print(time.perf_counter() - start, flush=True)
+
+
+class Worker:
+  """A process that holds one compiled step and runs it when asked; it sleeps in between."""
+
+  def __init__(self, what, arguments, threads):
+    environment = {
+      **os.environ, "STEP_COST_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
+    self.process = subprocess.Popen(
+      [sys.executable, __file__, "--worker", what, *arguments], env=environment, text=True,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    while (line := self.process.stdout.readline()).strip() != "ready":
+      if not line:
+        raise RuntimeError(f"the worker {what} stopped with code {self.process.wait()}.")
+
+  def seconds(self):
+    self.process.stdin.write("\n")
+    self.process.stdin.flush()
+    return float(self.process.stdout.readline())
+
+  def close(self):
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def time_steps(names, arguments, threads, rounds, beside_torch):
+  """[{name, jax, torch, ratios}] in seconds, pairs run in turn: jax, torch, torch, jax, ..."""
+  rows = []
+  for name in names:
+    torch_name = "lora" if name.startswith("lora") else name
+    sides = {"jax": Worker(f"jax:{name}", arguments, threads)}
+    if beside_torch and torch_name in TORCH:
+      sides["torch"] = Worker(f"torch:{torch_name}", arguments, threads)
+    taken = {side: [] for side in sides}
+    for i in range(rounds):
+      for side in list(sides) if i % 2 == 0 else list(sides)[::-1]:
+        taken[side].append(sides[side].seconds())
+    for worker in sides.values():
+      worker.close()
+    row = {"name": name, **taken}
+    if "torch" in taken:
+      row["ratios"] = [a / b for a, b in zip(taken["jax"], taken["torch"], strict=True)]
+    rows.append(row)
+    print_time(row)
+  return rows
+
+
+def print_time(row):
+  line = f"{row['name']:12}" + "".join(
+    f"{side}{statistics.median(row[side]):>8.3f} s (best {min(row[side]):.3f})   "
+    for side in ("jax", "torch") if side in row)
+  if "ratios" in row:
+    low, *_, high = sorted(row["ratios"])
+    line += f"jax / torch {statistics.median(row['ratios']):.3f} ({low:.3f} to {high:.3f})"
+  print(line, flush=True)
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+def parse(argv):
+  parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+  parser.add_argument("--model", default="vit_b16")
+  parser.add_argument("--image-size", type=int, help="pixels; the preset's by default")
+  parser.add_argument("--depth", type=int, help="number of blocks; the preset's by default")
+  parser.add_argument("--batch", type=int, default=8)
+  parser.add_argument("--methods", default="", help="comma-separated, among " + ", ".join(METHODS))
+  parser.add_argument("--json", metavar="FILE", help="write the numbers there, too")
+  parser.add_argument("--time", action="store_true", help="measure seconds, not counts")
+  parser.add_argument("--rounds", type=int, default=7, help="timed steps of each kind")
+  parser.add_argument("--threads", type=int, default=min(2, os.cpu_count()))
+  parser.add_argument("--no-torch", action="store_true", help="do not time PyTorch")
+  parser.add_argument("--worker", help=argparse.SUPPRESS)
+  flags = parser.parse_args(argv)
+  unknown = set(filter(None, flags.methods.split(","))) - set(METHODS) - {"forward"}
+  if unknown:
+    parser.error(f"there is no method {sorted(unknown)[0]!r}; there are {', '.join(METHODS)}.")
+  return flags
+
+
+def main(argv=None):
+  flags = parse(argv)
+  overrides = {"depth": flags.depth} if flags.depth else {}
+  model = models.create(
+    flags.model, num_classes=CLASSES, image_size=flags.image_size, **overrides)
+  if flags.worker:
+    return work(flags.worker, model, flags.batch, flags.threads)
+  about = f"{flags.model}, {model.image_size} pixels, {model.depth} blocks, batch {flags.batch}"
+  chosen = [name for name in flags.methods.split(",") if name]
+  if flags.time:
+    names = chosen or ["forward", "full", "bias", "ssf", "san", "lora"]
+    arguments = [f"--model={flags.model}", f"--image-size={model.image_size}",
+                 f"--depth={model.depth}", f"--batch={flags.batch}", f"--threads={flags.threads}"]
+    both = all(importlib.util.find_spec(name) for name in ("torch", "peft")) and not flags.no_torch
+    print(f"{about}, {flags.threads} threads, float32: seconds a step, median of {flags.rounds}")
+    record = {"about": about, "threads": flags.threads,
+              "seconds": time_steps(names, arguments, flags.threads, flags.rounds, both)}
+  else:
+    names = [name for name in chosen or METHODS if name != "forward"]
+    forward = forward_operations(model, flags.batch)
+    costs = [cost(model, flags.batch, name, forward) for name in names]
+    print(about)
+    print_costs(forward, costs)
+    record = {"about": about, "forward": forward, "costs": [dataclasses.asdict(c) for c in costs]}
+  if flags.json:
+    partial = f"{flags.json}.partial"
+    with open(partial, "w") as file:
+      json.dump(record, file, indent=2)
+    os.replace(partial, flags.json)
+
+
+if __name__ == "__main__":
+  main()
