@@ -13,7 +13,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from peft_jax.method import Method, tokens
+from peft_jax.method import Method
+from peft_jax.methods.axes import tokens
 from peft_jax.tree import flat, nest
 
 
@@ -55,9 +56,10 @@ class LoRA(Method):
           f"LoRA: rank={self.rank} at {path}, whose kernel {site.fan_in} -> {site.fan_out} has "
           f"rank at most {size}; choose a smaller rank or fewer sites."
         )
-      siblings = [f"{site.parent}/{name}".lstrip("/") for name in self.share]
+      parent, slash, name = path.rpartition("/")
+      siblings = [f"{parent}{slash}{sibling}" for sibling in self.share]
       missing = [sibling for sibling in siblings if sibling not in chosen]
-      if site.name in self.share and missing:
+      if name in self.share and missing:
         raise ValueError(
           f"LoRA: share={self.share} ties {path} to {missing[0]}, which `sites` does not select; "
           "select all of them or shorten `share`."
@@ -66,7 +68,7 @@ class LoRA(Method):
 
   def init(self, site, key, params):
     variables = {"b": jnp.zeros((self.rank, *site.fan_out))}
-    if site.name not in self.share[1:]:
+    if site.path.rpartition("/")[2] not in self.share[1:]:
       bound = _size(site.fan_in) ** -0.5
       shape = (*site.fan_in, self.rank)
       variables["a"] = jax.random.uniform(key, shape, minval=-bound, maxval=bound)

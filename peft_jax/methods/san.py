@@ -18,7 +18,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax.method import Method, along
+from peft_jax.method import Method
+from peft_jax.methods.axes import along
 from peft_jax.methods.scope import norm_paths
 from peft_jax.tree import flat, nest
 
@@ -243,7 +244,7 @@ def vit_wiring(table, qkv_source, proj_source):
 
 
 def _is_stem(site):
-  return site.is_conv and site.name == "patch_embed"
+  return site.is_conv and site.path.rpartition("/")[2] == "patch_embed"
 
 
 def _stacked(scale, source, site):

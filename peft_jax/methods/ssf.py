@@ -14,7 +14,8 @@ from typing import ClassVar
 
 import jax
 
-from peft_jax.method import Method, along
+from peft_jax.method import Method
+from peft_jax.methods.axes import along
 from peft_jax.sites import LINEAR, NORM
 
 

@@ -1,0 +1,61 @@
+"""Which leaf is trained, in which optimizer group, and whether it decays."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from peft_jax.sites import is_head
+from peft_jax.tree import flat, nest
+
+
+def labels(tuned, variables):
+  """The optimizer group of every leaf, in the structure of `variables`, for multi_transform.
+
+  "head"; a collection's name for a method's variables; "backbone" for backbone parameters that a
+  method trains as they are; "freeze" for the rest and for all integer leaves.
+  """
+  paths = frozenset(flat(variables["params"]))
+  trained = frozenset().union(*(m.trains(tuned.table, paths) for m in tuned.methods))
+  own = {m.collection for m, _ in tuned.bound}
+
+  def label(full_path, leaf):
+    collection, _, path = full_path.partition("/")
+    if not jnp.issubdtype(leaf.dtype, jnp.floating) or collection not in own | {"params"}:
+      return "freeze"
+    if collection in own:
+      return collection
+    if is_head(path.rpartition("/")[0], tuned.head):
+      return "head"
+    return "backbone" if path in trained else "freeze"
+
+  return nest({path: label(path, leaf) for path, leaf in flat(variables).items()})
+
+
+def split(tuned, variables):
+  """(train, frozen): the leaves to be trained and the others, each {collection: tree}."""
+  groups, leaves = flat(labels(tuned, variables)), flat(variables)
+  train = {path: leaf for path, leaf in leaves.items() if groups[path] != "freeze"}
+  return nest(train), nest({path: leaf for path, leaf in leaves.items() if path not in train})
+
+
+def join(train, frozen):
+  """The variables that `split` took apart."""
+  return nest({**flat(frozen), **flat(train)})
+
+
+def vectors(tuned, tree):
+  """Where weight decay must not act: True unless a leaf is a kernel or a method's matrix.
+
+  tree: `variables` or its trained part. The axis of a scan does not make a vector a matrix.
+  """
+
+  def is_vector(full_path, leaf):
+    collection, _, path = full_path.partition("/")
+    site_path, _, name = path.rpartition("/")
+    while site_path and site_path not in tuned.table:
+      site_path = site_path.rpartition("/")[0]
+    stack = tuned.table[site_path].stack if site_path in tuned.table else ()
+    is_matrix = jnp.ndim(leaf) - len(stack) > 1
+    return not (is_matrix and (collection != "params" or name == "kernel"))
+
+  return nest({path: is_vector(path, leaf) for path, leaf in flat(tree).items()})
