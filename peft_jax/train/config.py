@@ -46,10 +46,11 @@ def default():
   c.data = {
     "root": config_dict.placeholder(str),
     "resize": "bicubic_pil",
-    "train_split": "train800val200",
-    "eval_split": "test",
+    "train_split": config_dict.placeholder(str),  # None: the task's; VTAB: train800val200
+    "eval_split": config_dict.placeholder(str),  # None: the task's; VTAB: test
     "augment": "none",
     "normalize": config_dict.placeholder(str),  # None: what the backbone was trained with
+    "resident_mb": 2048,  # splits up to this size (MiB of uint8) stay in memory
   }
   c.model = {
     "name": "vit_b16",
@@ -184,15 +185,18 @@ def resolve(config):
     raise ValueError(f"methods is empty; choose among {', '.join(methods_lib.METHODS)}.")
   for name in c.methods:
     _among("methods", name, methods_lib.METHODS)
-  _among("model.name", c.model.name, models.PRESETS)
-  preset = models.PRESETS[c.model.name]
+  preset = models.preset(c.model.name)
   for place, name, value in [
     (c.model, "image_size", preset.image_size),
     (c.data, "normalize", preset.normalize),
-    (c, "weights", preset.weights or "random"),
+    (c, "weights", preset.weights),
   ]:
     if place[name] is None:
       place[name] = value
+  if c.weights is None:
+    raise ValueError(
+      f"{c.model.name} has no weights of its own; give --config.weights=FILE.npz, or =random."
+    )
   _among("parallel", c.parallel, ("jit", "pmap"))
   for key in (
     "batch_size",

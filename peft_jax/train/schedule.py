@@ -7,8 +7,8 @@ import numpy as np
 def cosine(lr, *, steps_per_epoch, epochs, warmup_epochs=0, warmup_lr=0.0, min_lr=0.0, lag=0):
   """A function step -> learning rate, jittable, constant within an epoch.
 
-  The values are computed in double precision and rounded to float32. In epoch t = step // steps_per_epoch - lag (not below 0), with b = lr, w = warmup_lr,
-  m = min_lr:
+  The values are computed in double precision and rounded to float32. In epoch
+  t = step // steps_per_epoch - lag (not below 0), with b = lr, w = warmup_lr, m = min_lr:
 
       t < warmup_epochs   w + t (b - w) / warmup_epochs
       t < epochs          m + (b - m) (1 + cos(pi t / epochs)) / 2
@@ -24,8 +24,8 @@ def cosine(lr, *, steps_per_epoch, epochs, warmup_epochs=0, warmup_lr=0.0, min_l
   t = np.arange(max(epochs, warmup_epochs) + 1, dtype=np.float64)
   rates = min_lr + (lr - min_lr) * (1 + np.cos(np.pi * t / epochs)) / 2
   rates = np.where(t < epochs, rates, min_lr)
-  rates = np.where(t < warmup_epochs, warmup_lr + t * (lr - warmup_lr) / max(warmup_epochs, 1), rates)
-  rates = rates.astype(np.float32)
+  warm = warmup_lr + t * (lr - warmup_lr) / max(warmup_epochs, 1)
+  rates = np.where(t < warmup_epochs, warm, rates).astype(np.float32)
 
   def value(step):
     epoch = jnp.clip(step // steps_per_epoch - lag, 0, len(rates) - 1)

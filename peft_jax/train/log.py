@@ -1,0 +1,157 @@
+"""What a run writes beside its checkpoints, and what it shows while it runs.
+
+metrics.jsonl is a function of (config, seed): no row holds a time. progress.jsonl holds the
+times. Files are replaced whole or appended to and forced to disk, so that a killed run leaves at
+worst one incomplete last line, which `keep_rows` drops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+
+from etils import epath
+
+
+def write(path, text):
+  """Replaces the file at `path` by `text` (str or bytes): all of it, or nothing on an error."""
+  path = epath.Path(path)
+  part = path.parent / f"{path.name}.part"
+  try:
+    if isinstance(text, bytes):
+      part.write_bytes(text)
+    else:
+      part.write_text(text)
+    _to_disk(part)
+    part.replace(path)
+  except OSError:
+    part.unlink(missing_ok=True)
+    raise
+
+
+def write_json(path, value):
+  write(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def append(path, row):
+  """Adds one json line to the file at `path` and forces it to disk."""
+  with epath.Path(path).open("a") as file:
+    file.write(json.dumps(row, allow_nan=False) + "\n")
+    file.flush()
+  _to_disk(path)
+
+
+def _to_disk(path):
+  if "://" not in str(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(handle)
+    finally:
+      os.close(handle)
+
+
+def rows(path):
+  """The rows of a json-lines file; an incomplete line ends them. [] when there is no file."""
+  path = epath.Path(path)
+  found = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      found.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return found
+
+
+def keep_rows(path, step):
+  """Drops the rows of steps after `step`: a restart will write them again. Returns the rest."""
+  kept = [row for row in rows(path) if row["step"] <= step]
+  if epath.Path(path).exists():
+    write(path, "".join(json.dumps(row) + "\n" for row in kept))
+  return kept
+
+
+class Progress:
+  """One line that follows the run: overwritten on a terminal, now and then elsewhere.
+
+  total: steps of the run; batch_size: images of one step; first: the step it starts from.
+  """
+
+  def __init__(self, total, batch_size, first, stream=None):
+    self.total, self.batch_size, self.first = total, batch_size, first
+    self.stream = stream or sys.stdout
+    self.live = self.stream.isatty()
+    self.begin = time.monotonic()
+    self.idle = 0.0  # seconds since then that belong to evaluation
+    self.shown, self.width = float("-inf"), 0
+
+  def start(self, step):
+    """Takes `step` as the first one timed: the one before it was compilation."""
+    self.first, self.begin, self.idle = step, time.monotonic(), 0.0
+
+  @contextlib.contextmanager
+  def pause(self):
+    """Leaves what happens inside out of the speed."""
+    begin = time.monotonic()
+    yield
+    self.idle += time.monotonic() - begin
+
+  def rate(self, step):
+    """Training images per second since the start, evaluations excluded."""
+    seconds = time.monotonic() - self.begin - self.idle
+    return (step - self.first) * self.batch_size / max(seconds, 1e-3)
+
+  def show(self, step, epoch, loss):
+    rate = self.rate(step)
+    line = f"step {step}/{self.total}  epoch {epoch:.1f}  loss {loss:.4f}"
+    if rate:
+      left = (self.total - step) * self.batch_size / rate
+      line += f"  {rate:.1f} images/s  ETA {_clock(left)}"
+    if self.live:
+      self.stream.write("\r" + line.ljust(self.width))
+      self.stream.flush()
+      self.width = len(line)
+    elif time.monotonic() - self.shown > 10 or step == self.total:
+      self.shown = time.monotonic()
+      print(line, file=self.stream, flush=True)
+
+  def say(self, sentence):
+    """A line of its own that stays."""
+    if self.live and self.width:
+      self.stream.write("\r" + " " * self.width + "\r")
+      self.width = 0
+    print(sentence, file=self.stream, flush=True)
+
+
+def _clock(seconds):
+  minutes, seconds = divmod(round(seconds), 60)
+  return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class Board:
+  """TensorBoard events under `folder`; does nothing where tensorboardX is not installed.
+
+  first: step a restarted run goes on from; later events of the run before it are hidden.
+  """
+
+  def __init__(self, folder, wanted, first):
+    self.writer = None
+    if wanted:
+      try:
+        import tensorboardX
+      except ImportError:
+        return
+      purge = {"purge_step": first + 1} if first else {}
+      self.writer = tensorboardX.SummaryWriter(os.fspath(folder), **purge)
+
+  def add(self, row):
+    if self.writer:
+      for name, value in row.items():
+        if isinstance(value, (int, float)) and name not in ("step", "epoch"):
+          self.writer.add_scalar(name, value, row["step"])
+
+  def close(self):
+    if self.writer:
+      self.writer.close()

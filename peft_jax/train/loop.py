@@ -1,0 +1,410 @@
+"""A whole run: from a config to a folder with metrics, an adapter file and a result.
+
+    config.json       the config, everything explicit
+    parameters.txt    where what is trained sits
+    metrics.jsonl     training and evaluation rows: a function of (config, seed)
+    progress.jsonl    speed and time
+    checkpoints/      what a restart goes on from
+    adapter.safetensors  the trained variables;  merged.safetensors with config.merge
+    result.json       written last: its presence means that the run is finished
+
+Running again in the same folder goes on from the newest intact checkpoint. The metrics, the
+adapter and the result's numbers are the same bits however often a run was killed.
+"""
+
+from __future__ import annotations
+
+import collections
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+import time
+
+import jax
+import numpy as np
+from etils import epath
+
+from peft_jax import data, methods, models, safetensors, weights
+from peft_jax.sites import sites
+from peft_jax.train import checkpoint, evaluate, feed, log, shard
+from peft_jax.train import step as steps
+from peft_jax.train.config import differing, flatten, resolve
+from peft_jax.tree import flat
+from peft_jax.tuned import Tuned, join
+
+
+class NotFiniteError(ArithmeticError):
+  """The loss or its gradient became infinite or undefined."""
+
+
+Parts = collections.namedtuple(
+  "Parts",
+  "dataset train_split eval_split base tuned params train frozen tx rates steps_per_epoch total",
+)
+
+
+def run(config, workdir=None, devices=None):
+  """Trains what `config` asks for in `workdir`, or goes on with it; returns the result dict.
+
+  workdir: a local path or one that epath knows; None takes `default_workdir`.
+  devices: those to use; None takes all.
+  Raises ValueError and OSError for what a user can mend, NotFiniteError when training diverges.
+  """
+  config = resolve(config)
+  workdir = epath.Path(workdir or default_workdir(config))
+  parallel = shard.parallel(config.parallel, devices)
+  shard.check_batch(config.batch_size, parallel.devices)
+  result = open_workdir(workdir, config)
+  if result is not None:
+    print(f"{workdir} is finished: {summary(result)}")
+    return result
+  parts = prepare(config)
+  log.write(workdir / "parameters.txt", f"{parts.tuned}\n")
+  print(f"{workdir}: {describe(config, parts, parallel)}", flush=True)
+  half = checkpoint.half_written(workdir / "checkpoints")
+  if half:
+    print(f"checkpoint {half[-1]} was only half written when the run stopped; it is not used")
+  with checkpoint.open(workdir / "checkpoints", config.checkpoint.keep) as manager:
+    state, meta = train(config, workdir, parallel, parts, manager)
+  result = finish(config, workdir, parallel, parts, state, meta)
+  print(f"{workdir}: {summary(result)}")
+  return result
+
+
+def default_workdir(config):
+  """runs/<task>-<model>-<methods>-s<seed>"""
+  return f"runs/{config.task}-{config.model.name}-{'+'.join(config.methods)}-s{config.seed}"
+
+
+def open_workdir(workdir, config):
+  """Makes the folder ready for `config`; the result if the run is finished already, else None.
+
+  Raises ValueError naming the differing keys when it holds a run with another config.
+  """
+  now = json.loads(config.to_json())
+  stored, finished = workdir / "config.json", workdir / "result.json"
+  steps_there = workdir / "checkpoints"
+  begun = finished.exists() or (steps_there.exists() and any(steps_there.iterdir()))
+  if begun and stored.exists():
+    there = json.loads(stored.read_text())
+    if differences := differing(flatten(there), flatten(now)):
+      raise ValueError(
+        f"{workdir} holds a run with another config ({'; '.join(differences)}); "
+        "choose another --workdir, or give the same config to go on with it."
+      )
+    return json.loads(finished.read_text()) if finished.exists() else None
+  workdir.mkdir(parents=True, exist_ok=True)
+  log.write_json(stored, now)
+  return None
+
+
+def prepare(config):
+  """Data, model, weights, methods and optimizer of a resolved config."""
+  dataset = data.open(
+    config.task, root=config.data.root, size=config.model.image_size, resize=config.data.resize
+  )
+  train_split = dataset.split(config.data.train_split or dataset.train_split)
+  eval_split = dataset.split(config.data.eval_split or dataset.eval_split)
+  model = models.create(num_classes=dataset.num_classes, **config.model)
+  params, base = weights.load(config.weights, model, key=steps.key(config.seed, "weights", 0))
+  size = config.model.image_size
+  table = sites(model, jax.ShapeDtypeStruct((1, size, size, 3), np.float32))
+  tuned = Tuned(model, methods.build(config), table)
+  variables = {"params": params, **tuned.init(steps.key(config.seed, "methods", 0), params)}
+  trained, frozen = tuned.split(variables)
+  per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
+  groups = set(jax.tree.leaves(tuned.labels(trained)))
+  return Parts(
+    dataset=dataset,
+    train_split=train_split,
+    eval_split=eval_split,
+    base=base,
+    tuned=tuned,
+    params=params,
+    train=trained,
+    frozen=frozen,
+    tx=steps.optimizer(tuned, trained, config.optim, per_epoch),
+    rates=steps.rates_of(config.optim, groups, per_epoch),
+    steps_per_epoch=per_epoch,
+    total=per_epoch * (config.optim.epochs + config.optim.cooldown_epochs),
+  )
+
+
+def train(config, workdir, parallel, parts, manager):
+  """(state, meta) after the last step, having written metrics and checkpoints."""
+  state, meta, first = begin(config, workdir, parts, manager)
+  state, frozen = parallel.place(state), parallel.place(parts.frozen)
+  take_step = parallel.step(
+    steps.training_step(
+      parts.tuned,
+      parts.tx,
+      seed=config.seed,
+      augment=config.data.augment,
+      normalize=config.data.normalize,
+      label_smoothing=config.label_smoothing,
+      ema=config.ema,
+      axis=parallel.axis,
+    ),
+    compiler_options(config, parallel),
+  )
+  batches = feed.feed(
+    parts.train_split, config.batch_size, config.seed, parallel, config.data.resident_mb
+  )
+  assess = assessor(config, parallel, parts)
+  board = log.Board(workdir / "tensorboard", config.log.tensorboard, first)
+  progress = log.Progress(parts.total, config.batch_size, first)
+  begun, earlier = time.monotonic(), meta["seconds"]
+
+  def record(row, **more):
+    log.append(workdir / "metrics.jsonl", row)
+    board.add(row | more)
+
+  for done in range(first + 1, parts.total + 1):
+    state = take_step(state, frozen, batches(done - 1))
+    last = done == parts.total
+    epoch = done / parts.steps_per_epoch
+    due = {
+      "log": last or done % config.log.every_steps == 0,
+      "eval": last or epoch % config.eval.every_epochs == 0,
+      "save": last or done % config.checkpoint.every_steps == 0,
+    }
+    if done == first + 1:
+      jax.block_until_ready(state)
+      progress.start(done)
+    if not any(due.values()):
+      continue
+    check_finite(state, parallel, manager, config)
+    if due["log"]:
+      row, state = training_row(state, parallel, parts, done)
+      speed = {"images_per_second": progress.rate(done)}
+      record(row, **speed)
+      progress.show(done, epoch, row["train_loss"])
+      seconds = earlier + time.monotonic() - begun
+      log.append(workdir / "progress.jsonl", {"step": done, "seconds": seconds, **speed})
+    if due["eval"]:
+      with progress.pause():
+        meta = assessed(meta, assess(parallel.whole(state), parallel.whole(frozen)), epoch)
+      row = evaluation_row(meta, parts.eval_split.name, done, epoch)
+      record(row)
+      progress.say("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
+    if due["save"]:
+      meta = {**meta, "seconds": earlier + time.monotonic() - begun}
+      checkpoint.save(manager, done, parallel.whole(state), meta)
+  checkpoint.wait(manager)
+  board.close()
+  return parallel.whole(state), meta
+
+
+def begin(config, workdir, parts, manager):
+  """(state, meta, steps done) to go on from: the newest checkpoint's, or a new run's."""
+  state = steps.start(parts.train, parts.tx, config.ema)
+  origin = {"weights": parts.base.fingerprint, "data": parts.dataset.fingerprint()}
+  meta = {**origin, "last": None, "best": None, "seconds": 0.0}
+  found = checkpoint.restore(manager, state)
+  first = 0
+  if found:
+    first, state, meta = found
+    for name, here in origin.items():
+      if meta[name] != here:
+        raise ValueError(
+          f"The {name} changed since {workdir} was begun (fingerprint {meta[name][:12]} there, "
+          f"{here[:12]} now); bring back the earlier {name} or choose another --workdir."
+        )
+    print(f"going on from the checkpoint of step {first} of {parts.total}")
+  for name in ("metrics.jsonl", "progress.jsonl"):
+    log.keep_rows(workdir / name, first)
+  return state, meta, first
+
+
+def compiler_options(config, parallel):
+  """What makes a GPU give the same bits in every process."""
+  gpu = parallel.devices[0].platform == "gpu"
+  return {"xla_gpu_deterministic_ops": True} if gpu and config.deterministic else None
+
+
+def check_finite(state, parallel, manager, config):
+  """Raises NotFiniteError when a step so far had a loss or gradient that is not finite."""
+  bad = int(parallel.whole(state["bad"]))
+  if bad >= 0:
+    checkpoint.wait(manager)
+    good = manager.latest_step()
+    where = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint"
+    raise NotFiniteError(
+      f"The loss or its gradient is not finite at step {bad + 1}; {where} in {manager.directory}. "
+      f"Lower optim.lr (now {config.optim.lr:g}) or set optim.clip (now {config.optim.clip:g})."
+    )
+
+
+def training_row(state, parallel, parts, done):
+  """(metrics since the last row, the state with its tally emptied)."""
+  tally = jax.device_get(parallel.whole(state["tally"]))
+  row = {
+    "step": done,
+    "epoch": done / parts.steps_per_epoch,
+    "train_loss": float(tally["loss"]) / int(tally["seen"]),
+    "train_accuracy": int(tally["correct"]) / int(tally["seen"]),
+    **{f"lr/{group}": float(rate(done - 1)) for group, rate in parts.rates.items()},
+  }
+  return row, {**state, "tally": parallel.place(steps.empty_tally())}
+
+
+def assessor(config, parallel, parts):
+  """A function (state, frozen) -> metrics of the evaluation split, of the average where on."""
+  split, limit = parts.eval_split, config.data.resident_mb * 2**20
+  predict = evaluate.predictor(parts.tuned, config.data.normalize, parallel)
+  images = split.images
+  if len(split) * split.size**2 * 3 <= limit:
+    images = split.images().__getitem__
+
+  def assess(state, frozen):
+    variables = join(state.get("ema", state["train"]), frozen)
+    return evaluate.evaluate(
+      predict, variables, images, split.labels, config.eval.batch_size, parallel
+    )
+
+  return assess
+
+
+def assessed(meta, metrics, epoch):
+  """`meta` with the newest evaluation, and the best one so far (reported, never used)."""
+  best = meta["best"]
+  if best is None or metrics["correct"] > best["correct"]:
+    best = {"correct": metrics["correct"], "accuracy": metrics["accuracy"], "epoch": epoch}
+  return {**meta, "last": metrics, "best": best}
+
+
+def evaluation_row(meta, split, done, epoch):
+  return {
+    "step": done,
+    "epoch": epoch,
+    f"{split}_accuracy": meta["last"]["accuracy"],
+    f"{split}_loss": meta["last"]["loss"],
+    f"best_epoch_{split}_accuracy": meta["best"]["accuracy"],
+  }
+
+
+def finish(config, workdir, parallel, parts, state, meta):
+  """Writes adapter, merged weights and, last of all, result.json; returns what it holds."""
+  begun = time.monotonic()
+  split = parts.eval_split.name
+  trained = jax.device_get(state.get("ema", state["train"]))
+  adapter = workdir / "adapter.safetensors"
+  safetensors.write(adapter, flat(trained))  # TODO: adapter_file.save
+  result = {
+    "task": config.task,
+    "model": config.model.name,
+    "methods": list(config.methods),
+    "seed": config.seed,
+    "train_split": parts.train_split.name,
+    "eval_split": split,
+    f"{split}_accuracy": meta["last"]["accuracy"],
+    f"{split}_loss": meta["last"]["loss"],
+    f"{split}_correct": meta["last"]["correct"],
+    f"{split}_count": meta["last"]["count"],
+    f"{split}_per_class": meta["last"]["per_class"],
+    f"best_epoch_{split}_accuracy": meta["best"]["accuracy"],
+    "best_epoch": meta["best"]["epoch"],
+    "steps": parts.total,
+    "parameters": count(parts),
+    "trained_sha256": checkpoint.digest(flat(trained)),
+    "weights": {
+      "name": parts.base.name,
+      "source": parts.base.source,
+      "sha256": parts.base.sha256,
+      "fingerprint": parts.base.fingerprint,
+    },
+    "data_fingerprint": parts.dataset.fingerprint(),
+    "config": json.loads(config.to_json()),
+    "versions": versions(),
+    "hardware": {
+      "platform": parallel.devices[0].platform,
+      "device": parallel.devices[0].device_kind,
+      "devices": len(parallel.devices),
+      "processes": jax.process_count(),
+    },
+  }
+  if config.merge:
+    result["merged_max_difference"] = merge(config, workdir, parallel, parts, trained)
+  result["seconds"] = meta["seconds"] + time.monotonic() - begun
+  log.write_json(workdir / "result.json", result)
+  return result
+
+
+def merge(config, workdir, parallel, parts, trained):
+  """Writes the merged weights; the largest difference they make to logits of real images."""
+  tuned = parts.tuned
+  variables = join(trained, parts.frozen)
+  merged = jax.device_get(tuned.merge(variables))
+  safetensors.write(workdir / "merged.safetensors", flat(merged))
+  some = parts.eval_split.images(np.arange(min(64, len(parts.eval_split))))
+  images = data.normalize(some, config.data.normalize)
+  with_methods = jax.jit(tuned.apply)(variables, images)
+  without = jax.jit(tuned.model.apply)({"params": merged}, images)
+  difference = float(abs(with_methods - without).max())
+  largest = float(abs(with_methods).max())
+  print(
+    f"merged weights: logits of {len(some)} {parts.eval_split.name} images differ by at most "
+    f"{difference:.2g} (largest logit {largest:.3g})"
+  )
+  return difference
+
+
+def count(parts):
+  """Trained numbers by group, and the backbone's size without head, as the papers count."""
+  sizes = collections.Counter()
+  labels = flat(parts.tuned.labels(parts.train))
+  for path, leaf in flat(parts.train).items():
+    sizes[labels[path]] += leaf.size
+  total = sum(leaf.size for leaf in jax.tree.leaves(parts.params))
+  backbone = total - sizes["head"]
+  trained = sum(sizes.values())
+  return {
+    "trained": trained,
+    **dict(sorted(sizes.items())),
+    "backbone_without_head": backbone,
+    "percent": 100 * trained / backbone,
+  }
+
+
+def versions():
+  names = ("peft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+  return {name: importlib.metadata.version(name) for name in names} | {"commit": commit()}
+
+
+def commit():
+  """The git commit of this package's source, with "-dirty" when changed; None outside git."""
+  folder = pathlib.Path(__file__).parent
+  command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+  try:
+    tracked = subprocess.run([*command[:3], "ls-files", "loop.py"], capture_output=True, text=True)
+    found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
+  except OSError:
+    return None
+  return found.stdout.strip() or None if tracked.stdout else None
+
+
+def describe(config, parts, parallel):
+  """One line on what is about to be trained."""
+  n = count(parts)
+  device = parallel.devices[0]
+  return (
+    f"{'+'.join(config.methods)} on {config.model.name} ({parts.base.name}), {config.task} with "
+    f"{len(parts.train_split)} images, {n['trained']:,} trained numbers ({n['percent']:.2f} % of "
+    f"the backbone), {len(parallel.devices)} x {device.device_kind}"
+  )
+
+
+def summary(result):
+  """One line with the numbers of a finished run."""
+  split = result["eval_split"]
+  return (
+    f"{split} accuracy {100 * result[f'{split}_accuracy']:.2f} % after the last epoch "
+    f"({result[f'{split}_correct']} of {result[f'{split}_count']}; best epoch "
+    f"{100 * result[f'best_epoch_{split}_accuracy']:.2f} %), "
+    f"{result['parameters']['trained']:,} trained numbers, {result['seconds']:.0f} s"
+  )
+
+
+def _short(value):
+  return f"{value:.4g}" if isinstance(value, float) else value

@@ -1,0 +1,144 @@
+"""One training step, and the state it carries: pure functions of arrays.
+
+    state = {"train", "opt", "ema", "tally", "step", "bad"}
+
+train: the trained variables; opt: the optimizer's; ema: the average of `train`, absent when off;
+tally: {"loss", "correct", "seen"} since it was last emptied; step: steps done; bad: the first
+step whose loss or gradient was not finite, -1 when there is none. Random keys are made from
+(seed, purpose, step) and never stored.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from peft_jax import data, partition
+from peft_jax.train import schedule
+from peft_jax.tuned import join
+
+
+def optimizer(tuned, train, optim, steps_per_epoch):
+  """AdamW with a learning rate of its own for each group of `tuned.labels`.
+
+  Decay is decoupled, multiplied by the learning rate, and spares vectors. `optim.clip` bounds
+  the global norm of all gradients together. Groups: "head" (optim.head_lr), every method's
+  collection and "backbone" (optim.group_lr); those without a rate take optim.lr.
+  """
+  decayed = jax.tree.map(lambda vector: not vector, partition.vectors(tuned, train))
+  labels = tuned.labels(train)
+  rates = rates_of(optim, set(jax.tree.leaves(labels)), steps_per_epoch)
+  return optax.chain(
+    optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity(),
+    optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+    optax.add_decayed_weights(optim.weight_decay, decayed),
+    optax.multi_transform(
+      {group: optax.scale_by_learning_rate(rate) for group, rate in rates.items()}, labels
+    ),
+  )
+
+
+def rates_of(optim, groups, steps_per_epoch):
+  """{group: function step -> learning rate} for the groups that are trained."""
+  rates = {}
+  for group in sorted(groups):
+    own = optim.head_lr if group == "head" else optim.group_lr.get(group)
+    rates[group] = schedule.cosine(
+      optim.lr if own is None else own,
+      steps_per_epoch=steps_per_epoch,
+      epochs=optim.epochs,
+      warmup_epochs=optim.warmup_epochs,
+      warmup_lr=optim.warmup_lr,
+      min_lr=optim.min_lr,
+      lag=optim.lag,
+    )
+  return rates
+
+
+def start(train, tx, ema):
+  """The state before the first step; the average starts as a copy of `train`."""
+  state = {
+    "train": train,
+    "opt": tx.init(train),
+    "tally": empty_tally(),
+    "step": jnp.zeros((), jnp.int32),
+    "bad": jnp.full((), -1, jnp.int32),
+  }
+  return state | ({"ema": jax.tree.map(jnp.array, train)} if ema else {})
+
+
+def empty_tally():
+  return {
+    "loss": jnp.zeros((), jnp.float32),
+    "correct": jnp.zeros((), jnp.int32),
+    "seen": jnp.zeros((), jnp.int32),
+  }
+
+
+def key(seed, purpose, step):
+  """The key of one purpose ("augment", "dropout", ...) at one step."""
+  word = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+  return jax.random.fold_in(word, step)
+
+
+def cross_entropy(logits, labels, smoothing=0.0):
+  """Softmax cross-entropy [B] in float32; smoothing/K of the target goes to every class."""
+  logits = logits.astype(jnp.float32)
+  classes = logits.shape[-1]
+  target = jax.nn.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+  return optax.softmax_cross_entropy(logits, target)
+
+
+def training_step(tuned, tx, *, seed, augment, normalize, label_smoothing, ema, axis=None):
+  """A pure function (state, frozen, batch) -> state.
+
+  batch: {"image": uint8 [B, S, S, 3], "label": int32 [B]}; its mean loss plus the methods'
+    penalty is what is minimised, with respect to state["train"] only.
+  axis: name of a mapped axis over which the batch is divided (pmap); augmentation then equals
+    that of the undivided batch, dropout draws differ.
+  """
+
+  def step(state, frozen, batch):
+    now = state["step"]
+    first = 0 if axis is None else jax.lax.axis_index(axis) * batch["label"].shape[0]
+    images = data.augment(batch["image"], key(seed, "augment", now), augment, first)
+    images = data.normalize(images, normalize)
+    rngs = {purpose: key(seed, purpose, now) for purpose in ("dropout", "tuning")}
+    if axis is not None:
+      rngs = {name: jax.random.fold_in(k, jax.lax.axis_index(axis)) for name, k in rngs.items()}
+
+    def loss_of(train):
+      variables = join(train, frozen)
+      logits = tuned.apply(variables, images, train=True, rngs=rngs)
+      loss = cross_entropy(logits, batch["label"], label_smoothing).mean()
+      return loss + tuned.penalty(variables), logits
+
+    (loss, logits), grads = jax.value_and_grad(loss_of, has_aux=True)(state["train"])
+    correct = (logits.argmax(-1) == batch["label"]).sum(dtype=jnp.int32)
+    seen = jnp.int32(batch["label"].shape[0])
+    if axis is not None:
+      loss, grads = jax.lax.pmean((loss, grads), axis)
+      correct, seen = jax.lax.psum((correct, seen), axis)
+
+    updates, opt = tx.update(grads, state["opt"], state["train"])
+    train = optax.apply_updates(state["train"], updates)
+    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+    new = {
+      "train": train,
+      "opt": opt,
+      "tally": {
+        "loss": state["tally"]["loss"] + loss * seen.astype(jnp.float32),
+        "correct": state["tally"]["correct"] + correct,
+        "seen": state["tally"]["seen"] + seen,
+      },
+      "step": now + 1,
+      "bad": jnp.where((state["bad"] < 0) & ~finite, now, state["bad"]),
+    }
+    if ema:
+      new["ema"] = optax.incremental_update(train, state["ema"], 1 - ema)
+    return new
+
+  return step
