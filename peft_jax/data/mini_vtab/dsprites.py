@@ -40,7 +40,7 @@ def picture(index):
   elif shape == 1:
     inside = u * u / (1.1 * 1.1) + v * v / (0.55 * 0.55) <= 1
   else:
-    u, v = 1.2 * u, -1.2 * v
+    u, v = 1.2 * u, 0.29 - 1.2 * v  # its centre of mass on the sprite's place
     ring = u * u + v * v - 1
     inside = ring * ring * ring <= u * u * v * v * v
   return inside.astype(np.uint8) * np.uint8(255)
