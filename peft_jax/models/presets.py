@@ -13,7 +13,6 @@ class Preset:
   image_size: pixels of the checkpoint's position table.
   normalize: "inception" (images in [-1, 1]) or "imagenet" (mean and standard deviation).
   weights: the spec `weights.load` takes by default for this name; None: the user brings a file.
-  table: how published checkpoints' position tables are resized (see weights/table.py).
   The other fields are options of the model class.
   """
 
@@ -24,7 +23,6 @@ class Preset:
   image_size: int
   normalize: str
   weights: str | None = None
-  table: str = "bicubic_aa"
   registers: int = 0
   no_embed_class: bool = False
   layer_scale: float | None = None
@@ -60,7 +58,7 @@ PRESETS |= {
 }
 
 # Fields of a preset that are not options of the model.
-ABOUT_WEIGHTS = ("normalize", "weights", "table")
+ABOUT_WEIGHTS = ("normalize", "weights")
 
 
 def preset(name):

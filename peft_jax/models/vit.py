@@ -78,6 +78,9 @@ def scaled(module, spec, x):
 def attend(q, k, v, how, wide):
   """softmax(q k^T / sqrt(d)) v for q, k, v [B, N, H, d]; the softmax has type `wide`."""
   if how == "cudnn":
+    if jax.default_backend() != "gpu":
+      raise ValueError("attention='cudnn' runs on NVIDIA GPUs only, and the default backend is "
+                       f"{jax.default_backend()}: take attention='xla'.")
     return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
   q, k, v = (jnp.transpose(a, (0, 2, 1, 3)) for a in (q, k, v))  # [B, H, N, d]
   scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)

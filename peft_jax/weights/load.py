@@ -129,9 +129,11 @@ def fit(arrays, want, file, model, how):
   unknown = [f"{p} {list(got[p].shape)}" for p in sorted(got.keys() - want.keys())]
   other = [f"{p} {list(got[p].shape)} instead of {list(want[p])}" for p in sorted(got)
            if p in want and got[p].shape != want[p]]
+  other += [f"{p} {got[p].dtype} instead of float32" for p in sorted(got)
+            if got[p].dtype != np.float32]
   if missing or unknown or other:
     parts = (("missing from the file: ", missing), ("unknown to the model: ", unknown),
-             ("of another shape in the file: ", other))
+             ("of another shape or type in the file: ", other))
     raise ValueError(f"{file} does not fit the model; " + "; ".join(
       start + brief(lines) for start, lines in parts if lines) + ".")
   return got, tuple(resized), tuple(skipped)

@@ -16,6 +16,7 @@ SKIPPED = {
   r"pre_logits/.*": "the hidden layer of the original ImageNet-21k head, dropped by all PEFT codes",
   r"mask_token": "only used in pre-training",
   r"decoder.*": "a decoder",
+  r"opt/.*": "the optimizer's state",
 }
 
 
@@ -50,9 +51,8 @@ def google(arrays, heads=None):
   prefix = next((p for p in PREFIXES if any(k.startswith(p) for k in arrays)), "")
   out = {}
   for name, w in arrays.items():
-    if not name.startswith(prefix):  # the optimizer's state beside "opt/target/"
-      continue
-    name = renamed(name.removeprefix(prefix), GOOGLE)
+    if name.startswith(prefix):
+      name = renamed(name.removeprefix(prefix), GOOGLE)
     if m := re.fullmatch(r"(encoder/blocks_\d+/attn)/(query|key|value|out)/(kernel|bias)", name):
       name = f"{m[1]}/{GOOGLE_ATTENTION[m[2]]}/{m[3]}"
       if m[2] != "out" and w.ndim > 1:

@@ -12,30 +12,30 @@ from etils import epath
 
 
 def read(path):
-  """{name: float32 array} of the `.npz` file at `path`.
+  """{name: array} of the `.npz` file at `path`.
 
-  float16, float64 and bfloat16 (which NumPy stores as 2-byte voids) are converted.
-  Raises FileNotFoundError, or ValueError naming the file when it is damaged or holds anything but
-  floating point arrays.
+  float16, float64 and bfloat16 (which NumPy stores as 2-byte voids) are turned into float32;
+  other types stay. Raises FileNotFoundError, or ValueError naming the file when it is damaged or
+  holds objects.
   """
   path = epath.Path(path)
   if not path.exists():
     raise FileNotFoundError(f"there is no file {path}.")
   try:
     with path.open("rb") as f, np.load(f, allow_pickle=False) as file:
-      return {name: as_float32(name, file[name]) for name in file.files}
+      return {name: as_float32(file[name]) for name in file.files}
   except (ValueError, AttributeError, TypeError, EOFError, KeyError, OSError, NotImplementedError,
           zlib.error, zipfile.BadZipFile) as error:
     # AttributeError, TypeError: a lone .npy array is no context manager.
     raise ValueError(
-      f"{path} is damaged or no .npz file of floating point arrays: {error}.") from None
+      f"{path} is damaged or no .npz file: {error}.") from None
 
 
-def as_float32(name, array):
+def as_float32(array):
   if array.dtype == np.dtype("V2"):
     array = array.view(ml_dtypes.bfloat16)
   elif not np.issubdtype(array.dtype, np.floating):
-    raise ValueError(f"{name} is of type {array.dtype}")
+    return array
   return array.astype(np.float32)
 
 

@@ -81,7 +81,7 @@ def read_tensor(data, start, end):
       raise ValueError(f"tensor {name!r} lies in another file")
   if kind != FLOAT32:
     return name, None
-  if raw is None or raw[1] - raw[0] != 4 * math.prod(dims):
+  if raw is None or max(dims, default=0) > raw[1] or raw[1] - raw[0] != 4 * math.prod(dims):
     raise ValueError(f"tensor {name!r} of shape {dims} does not hold that many bytes")
   return name, np.frombuffer(data[slice(*raw)], "<f4").reshape(dims)
 

@@ -1,0 +1,264 @@
+"""The ViT against timm's numbers, its four loops, stochastic depth, and its errors."""
+
+import ast
+import functools
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import peft_jax
+from peft_jax import models
+from peft_jax.models import vit
+
+# Computed by timm 1.0.31 in float64 for the parameters and images of vit_golden.py.
+GOLDEN = {
+  "cls": (19_685, [
+    [0.9772002282, 0.0712450881, 0.0438319499, 0.4785831552, 0.9267867914],
+    [0.5740799742, 0.1322268271, -0.0517366203, -0.3175507383, 0.4795053391]]),
+  "avg": (19_685, [
+    [0.7585508657, -0.2108277912, -0.1045935451, 2.0004261597, 0.6840889008],
+    [0.0990089713, -0.4060772424, 0.4940424514, 0.6785759591, 0.2738576994]]),
+  "dinov2": (19_805, [
+    [0.6411969152, 0.3493821070, 3.4100058667, -2.6645293400, 0.2936800643],
+    [-0.1441610492, -0.2202118322, 3.0996641146, -1.3647349071, -0.0890920543]]),
+}
+
+COUNTS = {  # features, without the head
+  "vit_tiny_patch16_224": 5_524_416,
+  "vit_small_patch16_224": 21_665_664,
+  "vit_base_patch16_224": 85_798_656,
+  "vit_large_patch16_224": 303_301_632,
+  "vit_huge_patch14_224": 630_764_800,
+  "dinov2_vits14": 22_056_192,
+}
+
+
+@pytest.fixture(scope="module")
+def golden():
+  script = pathlib.Path(__file__).with_name("vit_golden.py")
+  env = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+  run = subprocess.run([sys.executable, script], env=env, capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  return json.loads(run.stdout)
+
+
+def perturbed(model, seed=0):
+  """Parameters at which everything matters: no zero bias, no layer scale near zero."""
+  s, plain = model.image_size, model.clone(loop="python", dtype="float32", drop_path=0.0)
+  shapes = jax.eval_shape(plain.init, jax.random.key(0), jax.ShapeDtypeStruct((1, s, s, 3), "f4"))
+  leaves, structure = jax.tree.flatten(shapes["params"])
+  draw = np.random.RandomState(seed)
+  fans = [math.prod(x.shape[:-1]) if len(x.shape) > 1 else 4 for x in leaves]
+  return jax.tree.unflatten(structure, [
+    jnp.asarray(draw.standard_normal(x.shape) / np.sqrt(fan), jnp.float32)
+    for x, fan in zip(leaves, fans, strict=True)])
+
+
+def laid_out(params, loop):
+  return models.stack_blocks(params) if "scan" in loop else params
+
+
+def images(n=2, size=32):
+  return jnp.asarray(np.random.RandomState(0).standard_normal((n, size, size, 3)), jnp.float32)
+
+
+@pytest.mark.parametrize("loop", ["python", "scan_remat"])
+@pytest.mark.parametrize("case", GOLDEN)
+def test_logits_are_timms(golden, case, loop):
+  parameters, logits = GOLDEN[case]
+  found = golden[f"{case} {loop}"]
+  assert found["parameters"] == parameters
+  np.testing.assert_allclose(found["logits"], logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+  def count(**options):
+    model = models.create(name, loop="scan", **options)
+    s = model.image_size
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, s, s, 3), "f4"))
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(shapes["params"]))
+
+  width = models.PRESETS[name].width
+  assert count(num_classes=0) == COUNTS[name]
+  assert count(num_classes=1000) == COUNTS[name] + 1000 * (width + 1)
+  if name == "dinov2_vits14":
+    assert count(num_classes=0, image_size=224) == 21_628_800
+
+
+def test_the_parameter_tree():
+  model = models.create("vit_test", num_classes=5, layer_scale=1.0, registers=2)
+  shapes = jax.tree.map(lambda x: x.shape, perturbed(model))
+  dense, norm = (lambda i, o: {"kernel": (i, o), "bias": (o,)}), {"scale": (24,), "bias": (24,)}
+  square = {name: dense(24, 24) for name in ("q", "k", "v", "proj")}
+  block = {
+    "attn": {"norm": norm, **square, "ls": (24,)},
+    "mlp": {"norm": norm, "fc1": dense(24, 96), "fc2": dense(96, 24), "ls": (24,)},
+  }
+  assert shapes == {
+    "patch_embed": {"kernel": (8, 8, 3, 24), "bias": (24,)},
+    "cls_token": (1, 1, 24), "reg_tokens": (1, 2, 24), "pos_embed": (1, 17, 24),
+    "encoder": {"blocks_0": block, "blocks_1": block},
+    "norm": norm, "head": dense(24, 5),
+  }
+
+
+OPTIONS = {"plain": {}, "dinov2": {"layer_scale": 0.1, "registers": 2, "pool": "avg"}}
+
+
+@functools.cache
+def logits_and_gradient(options, loop):
+  model = models.create("vit_test", num_classes=5, loop=loop, **OPTIONS[options])
+  x = images()
+
+  def loss(params):
+    y = model.apply({"params": params}, x)
+    return jnp.sum(jnp.sin(y)), y
+
+  params = laid_out(perturbed(model), loop)
+  (_, y), g = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+  return y, models.unstack_blocks(g)
+
+
+@pytest.mark.parametrize("loop", ["remat", "scan", "scan_remat"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_loops_agree(options, loop):
+  y0, g0 = logits_and_gradient(options, "python")
+  y, g = logits_and_gradient(options, loop)
+  assert jnp.ptp(y0) > 0.1 and all(jnp.abs(x).max() > 0 for x in jax.tree.leaves(g0))
+  np.testing.assert_allclose(y, y0, rtol=1e-4, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), g, g0)
+
+
+@pytest.mark.parametrize("loop", vit.LOOPS)
+def test_init_has_the_loops_layout(loop):
+  model = models.create("vit_test", num_classes=5, loop=loop)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images())["params"]
+  same = laid_out(perturbed(model), loop)
+  assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(jnp.shape, same)
+
+
+@pytest.mark.parametrize("loop", vit.LOOPS)
+def test_drop_path_drops_branches_of_single_samples(loop):
+  # Depth 2: the first block's rate is 0, the last one's 0.5, so equal images have 4 outcomes.
+  model = models.create("vit_test", num_classes=3, loop=loop, drop_path=0.5)
+  variables = {"params": laid_out(perturbed(model), loop)}
+  x = jnp.repeat(images(1), 64, axis=0)
+  train = jax.jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+  out = [train(jax.random.key(i)) for i in range(2)]
+  groups = {tuple(row) for row in np.round(np.asarray(out[0], np.float64), 3)}
+  assert len(groups) == 4
+  assert jnp.any(out[0] != out[1])
+  still = jax.jit(model.apply)(variables, x)
+  assert jnp.allclose(still, still[:1], atol=1e-5)
+  with pytest.raises(ValueError, match="rngs={'dropout': key}"):
+    jax.eval_shape(lambda: model.apply(variables, x, train=True))
+
+
+def test_drop_path_keeps_the_mean():
+  block = vit.Block(vit.BlockSpec(8, 2, 32, None, "exact", 1e-6, "float32", "xla"))
+  y = jnp.ones((4096, 1, 8))
+  dropped = block.apply({}, y, 0.25, method="drop", rngs={"dropout": jax.random.key(0)})
+  assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+  assert abs(jnp.mean(dropped) - 1) < 0.03  # standard error 0.009
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32():
+  model = models.create("vit_test", num_classes=5)
+  params, x = perturbed(model), images()
+  y = jax.jit(model.apply)({"params": params}, x)
+  low = model.clone(dtype="bfloat16")
+  z, seen = jax.jit(lambda p: low.apply({"params": p}, x, capture_intermediates=True))(params)
+  assert z.dtype == jnp.float32
+  assert 0 < jnp.abs(z - y).max() < 0.1
+  assert seen["intermediates"]["encoder"]["__call__"][0].dtype == jnp.bfloat16
+  fresh = jax.eval_shape(low.init, jax.random.key(0), x)
+  assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(fresh))
+
+
+def test_gelus():
+  x = np.linspace(-3, 3, 7).astype(np.float32)
+  exact = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x]
+  tanh = [v * 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x]
+  quick = [v / (1 + math.exp(-1.702 * v)) for v in x]
+  for name, want in (("exact", exact), ("tanh", tanh), ("quick", quick)):
+    np.testing.assert_allclose(vit.GELUS[name](jnp.asarray(x)), want, atol=2e-6)
+
+
+def test_norm_survives_a_common_offset():
+  x = np.random.RandomState(0).standard_normal((4, 64)) + 100
+  want = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+
+  class Norm(vit.nn.Module):
+    @vit.nn.compact
+    def __call__(self, x):
+      return vit.BlockSpec(64, 2, 64, None, "exact", 1e-6, "float32", "xla").norm(x, "norm")
+
+  got = Norm().init_with_output(jax.random.key(0), jnp.asarray(x, jnp.float32))[0]
+  np.testing.assert_allclose(got, want, atol=2e-4)
+
+
+def test_zero_classes_give_features():
+  model = models.create("vit_test", num_classes=0)
+  assert jax.eval_shape(model.apply, {"params": perturbed(model)}, images()).shape == (2, 24)
+
+
+def test_models_are_values():
+  a, b = (models.create("vit_test", num_classes=5) for _ in range(2))
+  assert a == b and hash(a) == hash(b) and a != models.create("vit_test", num_classes=6)
+
+
+@pytest.mark.parametrize("call, sentence", [
+  (lambda: models.create("vit_b61", num_classes=2), "near it: vit_b16"),
+  (lambda: models.create("vit_b16", num_classes=2, image_size=100), "take 96 or 112"),
+  (lambda: models.create("dinov2_vits14", num_classes=2, image_size=7), "take 14"),
+  (lambda: models.create("vit_b16", num_classes=2, image_size=224.0), "image_size=224.0"),
+  (lambda: models.create("vit_b16", num_classes=-1), "num_classes=-1"),
+  (lambda: models.create("vit_b16", num_classes=2, rank=4), "no option rank"),
+  (lambda: models.create("vit_b16", num_classes=2, loop="while"), "python, remat, scan"),
+  (lambda: models.create("vit_b16", num_classes=2, dtype="float8"), "float32, bfloat16"),
+  (lambda: models.create("vit_b16", num_classes=2, heads=7), "divisible by heads=7"),
+  (lambda: models.create("vit_b16", num_classes=2, drop_path=1.0), r"\[0, 1\)"),
+  (lambda: models.create("vit_b16", num_classes=2, attention="cudnn"), "dtype='bfloat16'"),
+  (lambda: models.create("vit_b16", num_classes=2, dtype="float64"), "JAX_ENABLE_X64"),
+])
+def test_create_refuses(call, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    call()
+
+
+@pytest.mark.parametrize("x, sentence", [
+  (np.zeros((32, 32, 3), np.float32), r"\[batch, 32, 32, 3\], not \(32, 32, 3\)"),
+  (np.zeros((1, 3, 32, 32), np.float32), r"\[batch, 32, 32, 3\]"),
+  (np.zeros((1, 32, 40, 3), np.float32), "32 x 40"),
+  (np.zeros((1, 32, 32, 3), np.uint8), "uint8"),
+])
+def test_a_call_refuses(x, sentence):
+  model = models.create("vit_test", num_classes=2)
+  with pytest.raises(ValueError, match=sentence):
+    jax.eval_shape(model.init, jax.random.key(0), x)
+
+
+def test_presets_name_what_there_is():
+  assert {p.normalize for p in models.PRESETS.values()} == {"inception", "imagenet"}
+  assert models.PRESETS["vit_b16"] is models.PRESETS["vit_base_patch16_224"]
+  for name in models.PRESETS:
+    assert models.create(name, num_classes=2).image_size == models.PRESETS[name].image_size
+
+
+@pytest.mark.parametrize("package", ["models", "weights"])
+def test_backbones_and_weights_know_nothing_of_tuning(package):
+  allowed = ("peft_jax.models", "peft_jax.weights", "peft_jax.tree")
+  for file in (pathlib.Path(peft_jax.__file__).parent / package).glob("*.py"):
+    for node in ast.walk(ast.parse(file.read_text())):
+      if isinstance(node, ast.ImportFrom) and node.module.startswith("peft_jax"):
+        full = [f"{node.module}.{a.name}" for a in node.names]
+        assert all(f.startswith(allowed) for f in full), (file, full)
