@@ -1,6 +1,7 @@
 """Random views of a batch, made on the device. Each image has a key of its own, made from its
 place in the global batch, so that sharding changes nothing."""
 
+import functools
 import math
 
 import jax
@@ -23,7 +24,12 @@ def augment(images, key, how, first=0):
   images = jnp.asarray(images)
   if how == "none":
     return images
-  places = jnp.arange(images.shape[0], dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)
+  return _views(images, key, jnp.asarray(first, jnp.uint32), how=how)
+
+
+@functools.partial(jax.jit, static_argnames="how")
+def _views(images, key, first, *, how):
+  places = first + jnp.arange(images.shape[0], dtype=jnp.uint32)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
   return jax.vmap(AUGMENTS[how])(images, keys)
 
@@ -44,17 +50,16 @@ def draw_box(key, height, width):
   The first of ten draws that fits is taken, else the whole image. Bounds are fractions of a pixel,
   where torchvision rounds to whole ones.
   """
-  area_key, ratio_key, y_key, x_key = jax.random.split(key, 4)
-  area = jax.random.uniform(area_key, (TRIES,), jnp.float32, *AREA) * (height * width)
-  log_ratio = (math.log(RATIO[0]), math.log(RATIO[1]))
-  ratio = jnp.exp(jax.random.uniform(ratio_key, (TRIES,), jnp.float32, *log_ratio))
+  u = jax.random.uniform(key, (2 * TRIES + 2,), jnp.float32)
+  log_low, log_high = math.log(RATIO[0]), math.log(RATIO[1])
+  area = (AREA[0] + (AREA[1] - AREA[0]) * u[:TRIES]) * (height * width)
+  ratio = jnp.exp(log_low + (log_high - log_low) * u[TRIES:-2])
   widths, heights = jnp.sqrt(area * ratio), jnp.sqrt(area / ratio)
   fits = (widths <= width) & (heights <= height)
   pick = jnp.argmax(fits)
   crop_width = jnp.where(fits[pick], widths[pick], float(width))
   crop_height = jnp.where(fits[pick], heights[pick], float(height))
-  top = jax.random.uniform(y_key, dtype=jnp.float32) * (height - crop_height)
-  left = jax.random.uniform(x_key, dtype=jnp.float32) * (width - crop_width)
+  top, left = u[-2] * (height - crop_height), u[-1] * (width - crop_width)
   return top, left, crop_height, crop_width
 
 

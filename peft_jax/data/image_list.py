@@ -55,14 +55,14 @@ def find_folder(task, root):
   for folder in candidates:
     if any((folder / f"{name}.txt").exists() for name in LISTS):
       return folder
-  there = [str(folder) for folder in candidates if folder.is_dir()]
-  found = f"{there[0]} holds none of the lists {', '.join(f'{name}.txt' for name in LISTS)}"
-  missing = f"there is no folder {root}" if not root.exists() else (
-    f"{root} has no folder {' or '.join(names)}"
-  )
-  raise FileNotFoundError(
-    f"Task '{task.name}' was not found: {found if there else missing}; {what_to_do(task)}."
-  )
+  there = [folder for folder in candidates if folder.is_dir()]
+  if there:
+    found = f"{there[0]} holds none of the lists {', '.join(f'{name}.txt' for name in LISTS)}"
+  elif root.exists():
+    found = f"{root} has no folder {' or '.join(names)}"
+  else:
+    found = f"there is no folder {root}"
+  raise FileNotFoundError(f"Task '{task.name}' was not found: {found}; {what_to_do(task)}.")
 
 
 def what_to_do(task):
