@@ -14,7 +14,7 @@ def labels(tuned, variables):
   "head"; a collection's name for a method's variables; "backbone" for backbone parameters that a
   method trains as they are; "freeze" for the rest and for all integer leaves.
   """
-  paths = frozenset(flat(variables["params"]))
+  paths = frozenset(flat(variables.get("params", {})))
   trained = frozenset().union(*(m.trains(tuned.table, paths) for m in tuned.methods))
   own = {m.collection for m, _ in tuned.bound}
 
