@@ -4,8 +4,8 @@
     python benchmarks/step_cost.py --time --depth 4     seconds, beside PyTorch and HF PEFT
 
 The counts are XLA's own, of the compiled program: F is the operations of the plain model's
-forward pass, a step is value, gradient and AdamW update of the `train` tree; the frozen weights
-are an argument and are not returned. See README.md for how to read the tables.
+forward pass, a step is that of peft_jax.train, value, gradient and AdamW update of the trained
+variables; the frozen ones are an argument and are not returned. README.md says how to read them.
 """
 
 import argparse
@@ -25,12 +25,13 @@ if "STEP_COST_THREADS" in os.environ and hasattr(os, "sched_setaffinity"):
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from peft_jax import models
 from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA
 from peft_jax.sites import sites
-from peft_jax.tuned import Tuned, join
+from peft_jax.train import config
+from peft_jax.train import step as steps
+from peft_jax.tuned import Tuned
 
 LAYERS = r".*/(q|k|v|proj|fc1|fc2)"  # the linear layers of a block
 
@@ -50,23 +51,16 @@ LIMITS = {"ssf": 2.08, "san": 2.08, "lora": 2.10, "lora_shared": 2.10}
 CLASSES = 100
 
 
-def optimizer():
-  return optax.adamw(1e-3, weight_decay=1e-4)
+def training_step(tuned, train):
+  """(step, state) of peft_jax.train: step(state, frozen, batch) -> state, compiled when lowered.
 
-
-def training_step(tuned, tx):
-  """step(train, opt, frozen, images, labels) -> (train, opt, loss)."""
-
-  def step(train, opt, frozen, images, labels):
-    def loss(train):
-      logits = tuned.apply(join(train, frozen), images, train=True)
-      return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-
-    value, gradient = jax.value_and_grad(loss)(train)
-    updates, opt = tx.update(gradient, opt, train)
-    return optax.apply_updates(train, updates), opt, value
-
-  return step
+  AdamW with decay, no augmentation, no moving average. state: a function without arguments.
+  """
+  optim = config.default().optim
+  tx = steps.optimizer(tuned, train, optim, steps_per_epoch=100)
+  step = steps.training_step(
+    tuned, tx, seed=0, augment="none", normalize="inception", label_smoothing=0.0, ema=0.0)
+  return jax.jit(step, donate_argnums=0, keep_unused=True), lambda: steps.start(train, tx, 0.0)
 
 
 # --- counts -------------------------------------------------------------------------------------
@@ -81,7 +75,7 @@ class Cost:
   arguments: weights, optimizer state and batch; optimizer: its part of that.
   limit: what `arguments` may be: weights, batch and 4 times the trained values, plus 5 %.
   temporary: what XLA allocates in between. outputs: the new trained values and optimizer state.
-  largest_output: the largest array returned.
+  largest_output, largest_trained: the largest array returned, the largest one trained.
   """
 
   name: str
@@ -93,6 +87,7 @@ class Cost:
   temporary: int
   outputs: int
   largest_output: int
+  largest_trained: int
 
   def failures(self):
     """One sentence for each requirement that is not met."""
@@ -104,6 +99,10 @@ class Cost:
         self.outputs <= 3.05 * 4 * self.trained + 4096,
         f"{self.outputs} bytes returned for {self.trained} trained values",
       ),
+      (
+        self.largest_output <= self.largest_trained,
+        f"an array of {self.largest_output} bytes is returned, none that large is trained",
+      ),
     )
     return [f"{self.name}: {sentence}" for met, sentence in checks if not met]
 
@@ -114,11 +113,13 @@ def size(tree):
 
 
 def shapes(model, batch):
-  """(params, images, labels) as shapes."""
+  """(params, images, batch of the training step) as shapes."""
   images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
-  labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  return params, images, labels
+  return params, images, {
+    "image": jax.ShapeDtypeStruct(images.shape, jnp.uint8),
+    "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+  }
 
 
 def forward_operations(model, batch):
@@ -128,16 +129,15 @@ def forward_operations(model, batch):
   return forward.lower(params, images).compile().cost_analysis()["flops"]
 
 
-def cost(model, batch, name, forward):
-  """The Cost of a step of METHODS[name]; forward: F."""
-  params, images, labels = shapes(model, batch)
-  tuned = Tuned(model, (METHODS[name],), sites(model, images))
+def cost(model, batch, name, forward, method=None):
+  """The Cost of a step of METHODS[name], or of `method` under that name; forward: F."""
+  params, images, data = shapes(model, batch)
+  tuned = Tuned(model, (method or METHODS[name],), sites(model, images))
   variables = {"params": params, **jax.eval_shape(tuned.init, jax.random.key(0), params)}
   train, frozen = tuned.split(variables)
-  tx = optimizer()
-  opt = jax.eval_shape(tx.init, train)
-  step = jax.jit(training_step(tuned, tx), donate_argnums=(0, 1), keep_unused=True)
-  lowered = step.lower(train, opt, frozen, images, labels)
+  step, start = training_step(tuned, train)
+  state = jax.eval_shape(start)
+  lowered = step.lower(state, frozen, data)
   compiled = lowered.compile()
   memory = compiled.memory_analysis()
   return Cost(
@@ -145,11 +145,12 @@ def cost(model, batch, name, forward):
     trained=sum(leaf.size for leaf in jax.tree.leaves(train)),
     ratio=compiled.cost_analysis()["flops"] / forward,
     arguments=memory.argument_size_in_bytes,
-    optimizer=size(opt),
-    limit=int(1.05 * (size(params) + size((images, labels)) + 4 * size(train))),
+    optimizer=size(state["opt"]),
+    limit=int(1.05 * (size(params) + size(data) + 4 * size(train))),
     temporary=memory.temp_size_in_bytes,
     outputs=memory.output_size_in_bytes,
     largest_output=max(size(leaf) for leaf in jax.tree.leaves(lowered.out_info)),
+    largest_trained=max(size(leaf) for leaf in jax.tree.leaves(train)),
   )
 
 
@@ -173,21 +174,23 @@ def print_costs(forward, costs):
 def jax_runner(name, model, batch):
   """run() -> None performs one step of METHODS[name], or a forward pass, and waits for it."""
   key = jax.random.key(0)
-  images = jax.random.normal(key, (batch, model.image_size, model.image_size, 3))
-  labels = jnp.arange(batch, dtype=jnp.int32) % CLASSES
+  shape = (batch, model.image_size, model.image_size, 3)
+  data = {
+    "image": jax.random.randint(key, shape, 0, 256, jnp.int32).astype(jnp.uint8),
+    "label": jnp.arange(batch, dtype=jnp.int32) % CLASSES,
+  }
+  images = data["image"] / 127.5 - 1
   params = jax.jit(model.init)(key, images)["params"]
   if name == "forward":
     forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
     return lambda: jax.block_until_ready(forward(params, images))
   tuned = Tuned(model, (METHODS[name],), sites(model, images))
   train, frozen = tuned.split({"params": params, **tuned.init(key, params)})
-  tx = optimizer()
-  state = {"train": train, "opt": tx.init(train)}
-  step = jax.jit(training_step(tuned, tx), donate_argnums=(0, 1))
+  step, start = training_step(tuned, train)
+  holder = [start()]
 
   def run():
-    state["train"], state["opt"], loss = step(state["train"], state["opt"], frozen, images, labels)
-    jax.block_until_ready((state, loss))
+    holder[0] = jax.block_until_ready(step(holder[0], frozen, data))
 
   return run
 
@@ -275,7 +278,7 @@ TORCH = ("forward", "full", "linear", "bias", "lora")  # what `torch_runner` kno
 
 
 def work(worker, model, batch, threads):
-  """Runs one step for every line on stdin and answers its seconds; the other side of Worker."""
+  """Answers every line on stdin with one step's seconds, by the clock and of all cores' work."""
   side, name = worker.split(":")
   if side == "torch":
     run = torch_runner(name, model, batch, threads)
@@ -284,9 +287,9 @@ def work(worker, model, batch, threads):
   run(), run()
   print("ready", flush=True)
   for _ in sys.stdin:
-    start = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     run()
-    print(time.perf_counter() - start, flush=True)
+    print(time.perf_counter() - wall, time.process_time() - cpu, flush=True)
 
 
 class Worker:
@@ -303,9 +306,11 @@ class Worker:
         raise RuntimeError(f"the worker {what} stopped with code {self.process.wait()}.")
 
   def seconds(self):
+    """(by the clock, of all cores' work) for one step."""
     self.process.stdin.write("\n")
     self.process.stdin.flush()
-    return float(self.process.stdout.readline())
+    wall, cpu = self.process.stdout.readline().split()
+    return float(wall), float(cpu)
 
   def close(self):
     self.process.stdin.close()
@@ -313,22 +318,30 @@ class Worker:
 
 
 def time_steps(names, arguments, threads, rounds, beside_torch):
-  """[{name, jax, torch, ratios}] in seconds, pairs run in turn: jax, torch, torch, jax, ..."""
+  """One row {name, jax: {wall, cpu}, torch: {wall, cpu}, ratio: {wall, cpu}} for each name.
+
+  Lists of seconds, one a round. A round runs both sides; which goes first alternates, and the
+  ratios are taken within a round, so that a machine that slows down for a while slows both.
+  """
   rows = []
   for name in names:
     torch_name = "lora" if name.startswith("lora") else name
     sides = {"jax": Worker(f"jax:{name}", arguments, threads)}
     if beside_torch and torch_name in TORCH:
       sides["torch"] = Worker(f"torch:{torch_name}", arguments, threads)
-    taken = {side: [] for side in sides}
+    row = {"name": name, **{side: {"wall": [], "cpu": []} for side in sides}}
     for i in range(rounds):
       for side in list(sides) if i % 2 == 0 else list(sides)[::-1]:
-        taken[side].append(sides[side].seconds())
+        wall, cpu = sides[side].seconds()
+        row[side]["wall"].append(wall)
+        row[side]["cpu"].append(cpu)
     for worker in sides.values():
       worker.close()
-    row = {"name": name, **taken}
-    if "torch" in taken:
-      row["ratios"] = [a / b for a, b in zip(taken["jax"], taken["torch"], strict=True)]
+    if "torch" in sides:
+      row["ratio"] = {
+        clock: [a / b for a, b in zip(row["jax"][clock], row["torch"][clock], strict=True)]
+        for clock in ("wall", "cpu")
+      }
     rows.append(row)
     print_time(row)
   return rows
@@ -336,11 +349,13 @@ def time_steps(names, arguments, threads, rounds, beside_torch):
 
 def print_time(row):
   line = f"{row['name']:12}" + "".join(
-    f"{side}{statistics.median(row[side]):>8.3f} s (best {min(row[side]):.3f})   "
+    f"{side}{statistics.median(row[side]['wall']):>8.3f} s (least {min(row[side]['wall']):.3f}, "
+    f"cpu {statistics.median(row[side]['cpu']):.3f})   "
     for side in ("jax", "torch") if side in row)
-  if "ratios" in row:
-    low, *_, high = sorted(row["ratios"])
-    line += f"jax / torch {statistics.median(row['ratios']):.3f} ({low:.3f} to {high:.3f})"
+  if "ratio" in row:
+    wall = row["ratio"]["wall"]
+    line += (f"jax / torch {statistics.median(wall):.3f} ({min(wall):.3f} to {max(wall):.3f}), "
+             f"cpu {statistics.median(row['ratio']['cpu']):.3f}")
   print(line, flush=True)
 
 
