@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from peft_jax.models.stack import stack_blocks, unstack_blocks
+from peft_jax.models.vit import kernel_init
 from peft_jax.tree import flat, nest
 from peft_jax.weights import names, npz, package
 from peft_jax.weights import table as tables
@@ -17,7 +18,7 @@ from peft_jax.weights import table as tables
 # Leaves that may be missing from a file, and how they start. fc_norm: MAE and VPT's code start the
 # norm after mean pooling afresh; the file's own `norm` is then not used.
 FRESH = {
-  r"head/kernel": nn.initializers.truncated_normal(0.02),
+  r"head/kernel": kernel_init,
   r"head/bias|fc_norm/bias": nn.initializers.zeros,
   r"fc_norm/scale": nn.initializers.ones,
 }
@@ -45,7 +46,8 @@ def load(spec, model, image_size=None, *, key, table=None):
 
   spec: "random", "dinov2_vits14", or the path of an .npz file in Google's, timm's or our names.
   image_size: pixels; must be the model's own, None takes it.
-  key: for what is fresh: the head's kernel, truncated normal 0.02 (its bias is zero).
+  key: for what is fresh: the head's kernel, truncated normal of standard deviation 0.02 (its bias
+    is zero).
   table: how a position table of another size is resized, one of weights.table.HOW; None takes the
     source's own way: "bicubic_clamped" for dinov2_vits14, "bicubic_aa" for files.
   Raises ValueError when a tensor of the file or of the model has no counterpart, naming both sides.
@@ -57,8 +59,9 @@ def load(spec, model, image_size=None, *, key, table=None):
   plain = model.clone(loop="python")
   images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
   if spec == "random":
-    zeros = jnp.zeros(images.shape, images.dtype)
-    params = jax.jit(plain.init)(key, zeros)["params"]
+    # In its scan form a model initialises alike for all loops and compiles one block.
+    init = jax.jit(model.clone(loop="scan").init)
+    params = unstack_blocks(init(key, jnp.zeros(images.shape, images.dtype))["params"])
     base = Base("random", "random", "", fingerprint(params))
   else:
     arrays, file, sha, how = source(spec, model)
