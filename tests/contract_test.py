@@ -1,0 +1,437 @@
+"""The laws every method keeps on every backbone and loop.
+
+A method joins by one row of METHODS (or SCOPES, for a method without variables of its own), a
+backbone by one row of BACKBONES; no law knows a method by name. Everything is perturbed first,
+and a law about outputs asserts that they moved, so that no zero start lets it pass.
+"""
+
+import collections
+import dataclasses
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from peft_jax import models
+from peft_jax.method import Method
+from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA, Norm
+from peft_jax.sites import NoSiteError, sites
+from peft_jax.tree import flat, nest
+from peft_jax.tuned import Tuned, join
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What the laws need to know of a tuple of methods.
+
+  count: trained parameters on ViT-B/16, the head excluded.
+  other: the same methods with another hyper-parameter.
+  starts_equal: whether the docstrings promise that the tuned model starts as the backbone.
+  zero: regular expression of the trained leaves whose gradient is zero by mathematics: what is
+    added to all keys alike moves no softmax.
+  """
+
+  methods: tuple[Method, ...]
+  count: int
+  other: tuple[Method, ...]
+  starts_equal: bool = True
+  zero: str = "none"
+
+
+lora, ssf, san = LoRA(rank=2, alpha=3.0), SSF(), SAN()
+KEY_SHIFT = r"(ssf|san)/.*/k/shift"
+
+METHODS = {
+  "lora": Row((lora,), 334_848, (LoRA(rank=2, alpha=4.0),)),
+  "lora_qkv": Row(
+    (LoRA(rank=2, share=("q", "k", "v")),), 297_984, (LoRA(rank=2, alpha=4.0, share=("q", "v")),)
+  ),
+  "ssf": Row((ssf,), 205_824, (SSF(sites=".*/mlp/.*"),), starts_equal=False, zero=KEY_SHIFT),
+  "san_resize": Row((san,), 186_624, (SAN(proj_source="v_slice"),)),
+  "san_base": Row((SAN(variant="base"),), 122_112, (SAN(variant="base", qkv_source="prev_fc2"),)),
+  "san_base_recal": Row(
+    (SAN(variant="base_recal"),), 177_408, (SAN(variant="base_recal", qkv_source="prev_fc2"),)
+  ),
+  "san_paper": Row(
+    (SAN(variant="paper"),), 334_848, (SAN(variant="paper", qkv_source="stem"),), zero=KEY_SHIFT
+  ),
+  "san_nt": Row((SAN(mode="nt"),), 122_112, (SAN(mode="nt", shift=True),)),
+  "san_sp": Row((SAN(mode="sp"),), 177_408, (SAN(mode="sp", proj_source="v_slice"),)),
+  "ssf_lora": Row(
+    (ssf, lora), 540_672, (SSF(), LoRA(rank=2)), starts_equal=False, zero=KEY_SHIFT
+  ),
+  "lora_ssf": Row(
+    (lora, ssf), 540_672, (LoRA(rank=2), SSF()), starts_equal=False, zero=KEY_SHIFT
+  ),
+  "san_lora": Row((san, lora), 521_472, (SAN(mode="sp"), lora)),
+}
+SCOPES = {
+  "full": Row((Full(),), 85_798_656, (Norm(),), zero=r"params/.*/k/bias"),
+  "linear": Row((Linear(),), 0, (Bias(),)),
+  "bias": Row((Bias(),), 102_912, (Full(),), zero=r"params/.*/k/bias"),
+  "norm": Row((Norm(),), 38_400, (Linear(),)),
+}
+ROWS = METHODS | SCOPES
+
+TINY = dict(num_classes=5, width=24, depth=2, heads=3, patch=8, image_size=16)
+BACKBONES = {
+  "vit": models.ViT(**TINY, layer_scale=0.5),
+  "dinov2": models.ViT(**TINY, layer_scale=1e-5, registers=4, no_embed_class=True),
+}
+LOOPS = ("python", "remat", "scan", "scan_remat")
+X = jax.random.normal(jax.random.key(0), (8, 16, 16, 3))
+
+# LLVM's optimisations cost half of these tests' time and change no law.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+TRACES = collections.Counter()
+
+
+def perturbed(tree, seed):
+  """Every leaf moved by N(0, 0.3^2): no zero, no one and no tiny layer scale is left."""
+  rng = np.random.default_rng(seed)
+  move = lambda leaf: jnp.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32))  # noqa: E731
+  return jax.tree.map(move, jax.device_get(tree))
+
+
+@functools.cache
+def backbone_params(backbone):
+  model = BACKBONES[backbone]
+  init = jax.jit(model.init, compiler_options=QUICK)
+  return perturbed(init(jax.random.key(1), X)["params"], 2)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def forward(model, params):
+  return model.apply({"params": params}, X)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+def outcome(tuned, variables):
+  """(logits, gradient of their square sum with respect to what is trained)."""
+  TRACES[tuned] += 1
+  train, frozen = tuned.split(variables)
+
+  def loss(train):
+    y = tuned.apply(join(train, frozen), X)
+    return jnp.sum(jnp.square(y)), y
+
+  gradients, y = jax.grad(loss, has_aux=True)(train)
+  return y, gradients
+
+
+def attach(methods, backbone, loop="python"):
+  model = dataclasses.replace(BACKBONES[backbone], loop=loop)
+  return Tuned(model, methods, table(backbone, loop))
+
+
+@functools.cache
+def table(backbone, loop):
+  return sites(dataclasses.replace(BACKBONES[backbone], loop=loop), X)
+
+
+@functools.cache
+def fresh(methods, backbone):
+  """Variables as they start, on the backbone's perturbed parameters, in the python layout."""
+  params = backbone_params(backbone)
+  return {"params": params, **attach(methods, backbone).init(jax.random.key(3), params)}
+
+
+@functools.cache
+def moved(methods, backbone, loop="python", seed=4):
+  """Variables away from their start, the same numbers for every loop."""
+  start = fresh(methods, backbone)
+  own = {c: tree for c, tree in start.items() if c != "params"}
+  variables = {"params": start["params"], **perturbed(own, seed)}
+  return models.stack_blocks(variables) if "scan" in loop else variables
+
+
+@functools.cache
+def ran(methods, backbone, loop="python", seed=4):
+  return outcome(attach(methods, backbone, loop), moved(methods, backbone, loop, seed))
+
+
+def assert_close(actual, expected, rtol=1e-5):
+  """Relative to the largest entry, as a logit near zero has no digits of its own."""
+  scale = float(jnp.max(jnp.abs(expected)))
+  np.testing.assert_allclose(actual, expected, rtol=rtol, atol=rtol * scale)
+
+
+def assert_moved(actual, base):
+  assert float(jnp.max(jnp.abs(actual - base))) > 1e-2 * float(jnp.max(jnp.abs(base)))
+
+
+def cases(rows, quick):
+  """(row, backbone, loop) for all; those `quick(i, backbone, loop)` leaves out are slow."""
+  params = []
+  for i, name in enumerate(rows):
+    for backbone in BACKBONES:
+      for loop in LOOPS:
+        marks = () if quick(i, backbone, loop) else pytest.mark.slow
+        label = f"{name}-{backbone}-{loop}"
+        params.append(pytest.param(rows[name], backbone, loop, marks=marks, id=label))
+  return pytest.mark.parametrize("row, backbone, loop", params)
+
+
+def pairwise(i, backbone, loop):
+  """Remat and scan are met in their composition, and alone by some rows."""
+  alone = i % 3 == 0 and (backbone, loop) == ("dinov2", LOOPS[i % 2 + 1])
+  return alone or vit_only(i, backbone, loop)
+
+
+def vit_only(i, backbone, loop):
+  return (backbone, loop) in {("vit", "python"), ("vit", "scan_remat")}
+
+
+def each(rows):
+  return pytest.mark.parametrize("row", rows.values(), ids=rows)
+
+
+def some(rows, quick):
+  """The rows named in `quick` are in the quick suite, the others are slow."""
+  marked = [
+    pytest.param(row, id=name, marks=() if name in quick else pytest.mark.slow)
+    for name, row in rows.items()
+  ]
+  return pytest.mark.parametrize("row", marked)
+
+
+# Laws 1, 2 and 7: what a method does, in every form of the model.
+
+
+@cases(METHODS, pairwise)
+def test_merged_weights_reproduce_the_tuned_model_in_every_loop(row, backbone, loop):
+  y, _ = ran(row.methods, backbone, loop)
+  assert_moved(y, forward(BACKBONES[backbone], backbone_params(backbone)))
+  variables = moved(row.methods, backbone, loop)
+  merged = attach(row.methods, backbone, loop).merge(variables)
+  assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, variables["params"])
+  if "scan" in loop:
+    merged = models.unstack_blocks(merged)
+  # The plain python loop is the reference of all four loops, which are therefore equal too.
+  assert_close(y, forward(BACKBONES[backbone], merged))
+
+
+@cases(ROWS, vit_only)
+def test_gradients_are_equal_in_every_loop_and_vanish_only_by_mathematics(row, backbone, loop):
+  _, gradients = ran(row.methods, backbone, loop)
+  gradients = flat(models.unstack_blocks(gradients) if "scan" in loop else gradients)
+  largest = max(float(jnp.max(jnp.abs(g))) for g in gradients.values())
+  vanished = {p for p, g in gradients.items() if float(jnp.max(jnp.abs(g))) < 1e-6 * largest}
+  assert vanished == {path for path in gradients if re.fullmatch(row.zero, path)}
+  expected = flat(ran(row.methods, backbone)[1])
+  assert gradients.keys() == expected.keys()
+  for path in gradients.keys() - vanished:
+    assert_close(gradients[path], expected[path], rtol=2e-4)
+
+
+@each(METHODS)
+def test_vmap_over_two_adapters(row):
+  tuned, params = attach(row.methods, "vit"), backbone_params("vit")
+  pair = [ran(row.methods, "vit", "python", seed)[0] for seed in (4, 5)]
+  assert_moved(*pair)
+  adapters = [
+    {c: tree for c, tree in moved(row.methods, "vit", "python", seed).items() if c != "params"}
+    for seed in (4, 5)
+  ]
+  adapters = jax.tree.map(lambda *leaves: jnp.stack(leaves), *adapters)
+  y = jax.vmap(lambda own: tuned.apply({"params": params, **own}, X))(adapters)
+  assert_close(y, jnp.stack(pair))
+
+
+@some(METHODS, ("lora", "ssf", "san_resize", "ssf_lora"))
+def test_eight_devices_give_the_numbers_of_one(row):
+  tuned, variables = attach(row.methods, "vit"), moved(row.methods, "vit")
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  x = jax.device_put(X, NamedSharding(mesh, PartitionSpec("data")))
+  variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+  y = jax.jit(tuned.apply, compiler_options=QUICK)(variables, x)
+  assert len(y.sharding.device_set) == 8
+  assert_close(y, ran(row.methods, "vit")[0])
+
+
+@some(METHODS, ("lora", "san_resize"))
+def test_pmap_gives_the_numbers_of_one_device(row):
+  tuned, variables = attach(row.methods, "vit"), moved(row.methods, "vit")
+  y = jax.pmap(tuned.apply, in_axes=(None, 0))(variables, X[:, None])
+  assert_close(y[:, 0], ran(row.methods, "vit")[0])
+
+
+# Law 3: the start.
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@each(METHODS)
+def test_the_start_is_the_backbone_where_the_docstring_says_so(row, backbone):
+  y = attach(row.methods, backbone).apply(fresh(row.methods, backbone), X)
+  base = BACKBONES[backbone].apply({"params": backbone_params(backbone)}, X)
+  assert np.array_equal(y, base) == row.starts_equal
+
+
+# Law 5: what is frozen stays.
+
+
+def adamw(labels):
+  """AdamW with decay for every group but "freeze", which gets no update at all."""
+  groups = dict.fromkeys(jax.tree.leaves(labels), optax.adamw(1e-2, weight_decay=0.1))
+  return optax.multi_transform({**groups, "freeze": optax.set_to_zero()}, labels)
+
+
+def step(tx, gradients, leaves):
+  with jax.numpy_dtype_promotion("standard"):  # optax divides by an integer step
+    updates, _ = tx.update(gradients, tx.init(leaves), leaves)
+    return optax.apply_updates(leaves, updates)
+
+
+def assert_only_trained_leaves_changed(after, before, labels):
+  after, before, labels = flat(after), flat(before), flat(labels)
+  assert after.keys() == before.keys() == labels.keys()
+  changed = {p for p in after if not np.array_equal(after[p], before[p])}
+  assert changed == {path for path, label in labels.items() if label != "freeze"}
+
+
+@cases(ROWS, vit_only)
+def test_one_step_leaves_frozen_leaves_bit_identical(row, backbone, loop):
+  tuned, variables = attach(row.methods, backbone, loop), moved(row.methods, backbone, loop)
+  labels = tuned.labels(variables)
+  train, frozen = tuned.split(variables)
+  groups = {path: label for path, label in flat(labels).items() if path in flat(train)}
+  assert "freeze" not in groups.values()
+  _, gradients = ran(row.methods, backbone, loop)
+  stepped = join(step(adamw(nest(groups)), gradients, train), frozen)
+  assert_only_trained_leaves_changed(stepped, variables, labels)
+
+
+@each(ROWS)
+def test_the_labels_alone_freeze_as_well_as_the_split(row):
+  tuned, variables = attach(row.methods, "vit"), moved(row.methods, "vit")
+  labels = tuned.labels(variables)
+  stepped = step(adamw(labels), jax.tree.map(jnp.ones_like, variables), variables)
+  assert_only_trained_leaves_changed(stepped, variables, labels)
+
+
+# Law 6: shapes and types.
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@each(METHODS)
+def test_every_module_returns_the_shape_and_type_it_returns_untuned(row, dtype, loop):
+  model = dataclasses.replace(BACKBONES["dinov2"], loop=loop, dtype=dtype)
+  variables = moved(row.methods, "dinov2", loop)
+  tuned = Tuned(model, row.methods, table("dinov2", loop))
+
+  def outputs(apply):
+    seen = {}
+
+    def spy(next_fun, inputs, named, context):
+      y = next_fun(*inputs, **named)
+      if context.method_name == "__call__":
+        seen["/".join(context.module.path)] = (y.shape, y.dtype)
+      return y
+
+    with nn.intercept_methods(spy):
+      jax.eval_shape(apply, variables, X)
+    return seen
+
+  plain = outputs(lambda variables, x: model.apply({"params": variables["params"]}, x))
+  assert plain[next(path for path in plain if path.endswith("attn/q"))][1] == dtype
+  assert outputs(tuned.apply) == plain
+
+
+# Law 8: initial values are a method's own.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise(Method):
+  """A neighbour that draws at the same sites."""
+
+  collection: str = "noise"
+
+  def init(self, site, key, params):
+    return {"a": jax.random.normal(key, site.fan_out)}
+
+
+@each(METHODS)
+def test_initial_values_do_not_depend_on_other_methods_and_sites(row):
+  key, params = jax.random.key(7), backbone_params("vit")
+  alone = flat(attach(row.methods, "vit").init(key, params))
+  joined = flat(attach((Noise(), *row.methods, Noise(collection="more")), "vit").init(key, params))
+  assert alone.keys() < joined.keys()
+  few = tuple(dataclasses.replace(method, sites=".*/mlp/.*") for method in row.methods)
+  fewer = flat(attach(few, "vit").init(key, params))
+  assert fewer.keys() < alone.keys()
+  other = flat(attach(row.methods, "vit").init(jax.random.key(8), params))
+  assert other.keys() == alone.keys()
+  for path, value in alone.items():
+    np.testing.assert_array_equal(value, joined[path])
+    np.testing.assert_array_equal(value, fewer.get(path, value))
+
+
+# Law 9: compilation.
+
+
+@each(ROWS)
+def test_two_calls_compile_once_and_another_hyper_parameter_again(row):
+  variables = moved(row.methods, "vit")
+  ran(row.methods, "vit")
+  equal = attach(tuple(dataclasses.replace(method) for method in row.methods), "vit")
+  traced, compiled = TRACES[equal], outcome._cache_size()
+  assert traced == 1
+  y, _ = outcome(equal, jax.tree.map(lambda leaf: leaf + 0.1, variables))
+  assert_moved(y, ran(row.methods, "vit")[0])
+  assert (TRACES[equal], outcome._cache_size()) == (1, compiled)
+  other = attach(row.other, "vit")
+  assert other != equal and TRACES[other] == 0
+  outcome.trace(other, moved(row.other, "vit"))
+  assert TRACES[other] == 1
+
+
+# Law 10: errors.
+
+
+@each(METHODS)
+def test_a_pattern_that_matches_nothing_is_an_error(row):
+  lost = dataclasses.replace(row.methods[0], sites="encoder/block/.*")
+  with pytest.raises(NoSiteError, match=r"'encoder/block/\.\*' selects none of the \d+ sites"):
+    attach((lost, *row.methods[1:]), "vit")
+
+
+@each(METHODS)
+def test_missing_foreign_and_misshapen_variables_are_errors(row):
+  tuned, variables = attach(row.methods, "vit"), moved(row.methods, "vit")
+  collection = row.methods[0].collection
+  own = flat(variables[collection])
+  path = next(iter(own))
+  without = {c: tree for c, tree in variables.items() if c != collection}
+  with pytest.raises(ValueError, match=f"The variable {collection}/.* is missing"):
+    tuned.apply(without, X)
+  for wrong, message in (
+    ({**own, path: jnp.ones((*own[path].shape, 2))}, r"is \(.*\); this .* need \(.*\)"),
+    ({p: leaf for p, leaf in own.items() if p != path}, f"{path} is missing; this model"),
+    ({**own, "encoder/blocks_9/attn/q/a": own[path]}, "need no such variable"),
+  ):
+    for use in (lambda v: tuned.apply(v, X), tuned.merge, tuned.check):
+      with pytest.raises(ValueError, match=message):
+        use({**variables, collection: nest(wrong)})
+
+
+# Law 11: sizes.
+
+
+@each(ROWS)
+def test_trained_parameters_are_the_papers_number(row):
+  model = models.create("vit_base_patch16_224", num_classes=100)
+  images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
+  tuned = Tuned(model, row.methods, sites(model, images))
+  variables = {"params": params, **jax.eval_shape(tuned.init, jax.random.key(0), params)}
+  train, _ = tuned.split(variables)
+  sizes = {path: leaf.size for path, leaf in flat(train).items()}
+  assert sum(n for path, n in sizes.items() if path.startswith("params/head/")) == 76_900
+  assert sum(sizes.values()) - 76_900 == row.count
