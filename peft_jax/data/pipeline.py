@@ -35,23 +35,28 @@ def steps_per_epoch(batch, n):
 def order(seed, step, batch, n):
   """int32 [batch]: which of n examples make up the batch of training step `step` (from 0).
 
-  Every epoch of n // batch steps is a new permutation. seed and step may be traced; batch and n
-  are Python ints.
+  Every epoch of n // batch steps is a new permutation. seed and step: integers, then the result is
+  a NumPy array and each permutation is drawn once; or traced, then it is drawn in the program.
   """
-  steps_per_epoch(batch, n)
-  if isinstance(seed, int):
-    seed = np.uint32(seed % 2**32)
-  return _order(seed, step, batch=batch, n=n)
+  per_epoch = steps_per_epoch(batch, n)
+  if isinstance(seed, jax.core.Tracer) or isinstance(step, jax.core.Tracer):
+    step = jnp.asarray(step, jnp.int32)
+    places = _permutation(jnp.asarray(seed).astype(jnp.uint32), step // per_epoch, n)
+    return jax.lax.dynamic_slice_in_dim(places, step % per_epoch * batch, batch)
+  epoch, place = divmod(int(step), per_epoch)
+  places = _host_permutation(int(seed) % 2**32, epoch, n)
+  return places[place * batch : (place + 1) * batch].copy()
 
 
-@functools.partial(jax.jit, static_argnames=("batch", "n"))
-def _order(seed, step, *, batch, n):
-  per_epoch = n // batch
-  step = jnp.asarray(step, jnp.int32)
+@functools.partial(jax.jit, static_argnums=2)
+def _permutation(seed, epoch, n):
   key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), ORDER)
-  places = jax.random.permutation(jax.random.fold_in(key, step // per_epoch), n)
-  start = (step % per_epoch) * batch
-  return jax.lax.dynamic_slice_in_dim(places.astype(jnp.int32), start, batch)
+  return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)
+
+
+@functools.lru_cache(maxsize=4)
+def _host_permutation(seed, epoch, n):
+  return np.asarray(_permutation(np.uint32(seed), np.int32(epoch), n))
 
 
 def normalize(images, how, dtype=jnp.float32):

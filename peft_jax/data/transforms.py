@@ -7,11 +7,20 @@ tf1_bilinear   stretch, TensorFlow 1 bilinear: no half-pixel centres, no antiali
 short_side     short side to floor(size / 0.9) (248 for 224), Pillow bicubic, centre crop
 """
 
+import struct
+
 import numpy as np
 from PIL import Image, ImageOps
 
 # What Pillow raises for a file that is no image, is cut short or is far too large.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+UNREADABLE = (
+  OSError,
+  ValueError,
+  SyntaxError,
+  EOFError,
+  struct.error,
+  Image.DecompressionBombError,
+)
 
 CROP_FRACTION = 0.9  # of the evaluation transform of ViT and Swin in timm 0.6
 

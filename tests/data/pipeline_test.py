@@ -33,7 +33,7 @@ def test_the_remainder_dropped_is_another_one_each_epoch():
 
 def test_order_depends_on_seed_and_epoch_only():
   first = data.order(3, 5, 8, 100)
-  assert first.dtype == jnp.int32 and first.shape == (8,)
+  assert isinstance(first, np.ndarray) and first.dtype == np.int32 and first.shape == (8,)
   np.testing.assert_array_equal(first, data.order(3, 5, 8, 100))
   others = [data.order(4, 5, 8, 100), data.order(3, 6, 8, 100), data.order(3, 17, 8, 100)]
   assert all((first != other).any() for other in others)
@@ -43,10 +43,21 @@ def test_order_is_the_same_under_jit_and_for_any_default_generator():
   expected = [data.order(3, step, 8, 30) for step in range(7)]
   traced = jax.jit(lambda seed, step: data.order(seed, step, 8, 30))
   for step in range(7):
-    np.testing.assert_array_equal(traced(3, step), expected[step])
+    made = traced(3, step)
+    assert made.dtype == jnp.int32
+    np.testing.assert_array_equal(made, expected[step])
+  scanned = jax.lax.scan(lambda _, step: (0, data.order(3, step, 8, 30)), 0, jnp.arange(7))[1]
+  np.testing.assert_array_equal(scanned, expected)
   with jax.default_prng_impl("rbg"):
     np.testing.assert_array_equal(data.order(3, 2, 8, 30), expected[2])
   np.testing.assert_array_equal(data.order(3, np.int64(2), 8, 30), expected[2])
+
+
+def test_a_batch_may_be_written_into_without_harm():
+  first = data.order(0, 0, 8, 30)
+  expected = first.copy()
+  first[:] = 0
+  np.testing.assert_array_equal(data.order(0, 0, 8, 30), expected)
 
 
 def test_order_never_changes():
