@@ -88,8 +88,7 @@ def sites(model, *args, **kwargs):
     y = next_fun(*inputs, **named)
     # Lifted transforms add wrapper calls (`<lambda>`, no parameters): only __call__ counts.
     if context.method_name == "__call__" and inputs and hasattr(inputs[0], "shape"):
-      own = context.module.variables.get("params", {})
-      own = {name: value.shape for name, value in own.items() if hasattr(value, "shape")}
+      own = {n: v.shape for n, v in flat(context.module.variables.get("params", {})).items()}
       shapes = (tuple(inputs[0].shape), tuple(getattr(y, "shape", ())))
       seen["/".join(context.module.path)] = (context.module, own, *shapes)
     return y
@@ -104,7 +103,8 @@ def sites(model, *args, **kwargs):
     for name, shape in own.items():
       full = outer[f"{path}/{name}".lstrip("/")].shape
       stack = full[: len(full) - len(shape)]
-    shapes = (tuple(own.items()), stack, x, y, *_fans(module, own))
+    direct = {name: shape for name, shape in own.items() if "/" not in name}
+    shapes = (tuple(direct.items()), stack, x, y, *_fans(module, direct))
     table[path] = Site(path, type(module), *shapes)
   return table
 

@@ -1,0 +1,201 @@
+"""The README's results table: eight ways to learn a task from 1000 images, on real weights.
+
+    python benchmarks/results_table.py               # three tasks; resumes
+    python benchmarks/results_table.py --tasks=all   # all seven: for a GPU
+    python benchmarks/results_table.py --render      # what has been run so far
+
+Rows: logistic regression on raw pixels and on frozen features (the linear probe), then bias, LoRA,
+SSF, SAN and full fine-tuning of DINOv2 ViT-S/14 at 70 px, and SAN on the same network with random
+weights. Protocol, the same for every row: choose on train800 -> val200 (probes: the L2 strength;
+others: the learning rate, by runs of --select-epochs epochs), then train on all 1000 images, for
+--epochs epochs, and read the test split once, after the last epoch. Three seeds for the probes,
+SAN and every row of the first task, one for the rest. A finished run is never repeated: each has
+a folder below --runs with its result.json.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import statistics
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from peft_jax import data, models, weights
+from peft_jax.data import tasks as task_table
+from peft_jax.train import config as config_lib
+from peft_jax.train import log, loop
+
+TASKS = ("mini_clevr_count", "mini_texture", "mini_fashion")
+PIXELS = 32  # side of the images that the raw-pixel probe sees
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the L2 penalty, on standardised features
+
+# row: (label, methods, weights, learning rates to choose from; the head has the same one)
+ROWS = {
+  "bias": ("bias", ("bias",), None, (1e-3, 4e-3)),
+  "lora": ("LoRA-8, q k v proj fc1 fc2", ("lora",), None, (1e-3, 4e-3)),
+  "ssf": ("SSF", ("ssf",), None, (1e-3, 4e-3)),
+  "san": ("SAN", ("san",), None, (1e-3, 4e-3)),
+  "full": ("full", ("full",), None, (3e-5, 1e-4)),
+  "san_random": ("SAN, random weights", ("san",), "random", (1e-3, 4e-3)),
+}
+PROBES = {"pixels": f"raw pixels ({PIXELS} px), linear", "linear": "frozen features, linear"}
+
+
+def main():
+  args = arguments()
+  names = args.tasks
+  if not args.render:
+    for task in names:
+      others = [row for row in ROWS if row not in ("san", "san_random")]
+      for row in PROBES:
+        probe(args, task, row)
+      for row in ("san", "san_random", *others):
+        tune(args, task, row, seeds=1)
+      tune(args, task, "san", seeds=3)
+    for row in ROWS:
+      tune(args, names[0], row, seeds=3)
+  print(table(args, names))
+
+
+def arguments():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--tasks", default=",".join(TASKS), help="names, or 'all'")
+  parser.add_argument("--runs", default="runs/table", type=pathlib.Path)
+  parser.add_argument("--epochs", default=10, type=int)
+  parser.add_argument("--select-epochs", default=4, type=int)
+  parser.add_argument("--size", default=70, type=int, help="pixels")
+  parser.add_argument("--render", action="store_true", help="print the table, run nothing")
+  args = parser.parse_args()
+  every = [task.name for task in task_table.MINI_VTAB]
+  args.tasks = every if args.tasks == "all" else args.tasks.split(",")
+  return args
+
+
+def tune(args, task, row, seeds):
+  """Chooses the learning rate of a row and trains it with the first `seeds` seeds."""
+  chosen = choose(args, task, row)
+  for seed in range(seeds):
+    config = configure(args, task, row, chosen, args.epochs)
+    config.seed = seed
+    loop.run(config, args.runs / task / row / f"lr{chosen:g}-s{seed}")
+
+
+def choose(args, task, row):
+  """The learning rate with the best accuracy on val200; ties go to the lower loss."""
+  results = {}
+  for rate in ROWS[row][3]:
+    config = configure(args, task, row, rate, args.select_epochs)
+    config.data.train_split, config.data.eval_split = "train800", "val200"
+    results[rate] = loop.run(config, args.runs / task / row / f"choose-lr{rate:g}")
+  return max(results, key=lambda r: (results[r]["val200_accuracy"], -results[r]["val200_loss"]))
+
+
+def configure(args, task, row, rate, epochs):
+  _, methods, spec, _ = ROWS[row]
+  config = config_lib.default().unlock()
+  config.task, config.methods, config.weights = task, methods, spec
+  config.model.name, config.model.image_size = "dinov2_vits14", args.size
+  config.batch_size = 32
+  config.optim.lr, config.optim.warmup_lr = rate, rate / 10
+  config.optim.epochs, config.optim.warmup_epochs = epochs, 1
+  config.eval.every_epochs, config.eval.batch_size = epochs, 100
+  config.checkpoint.every_steps = 100
+  config.log.tensorboard = False
+  return config.lock()
+
+
+def probe(args, task, row):
+  """Logistic regression on pixels or frozen features; writes one result.json per seed."""
+  folder = args.runs / task / row
+  if all((folder / f"s{seed}" / "result.json").exists() for seed in range(3)):
+    return
+  dataset = data.open(task, size=PIXELS if row == "pixels" else args.size)
+  features = pixels if row == "pixels" else functools.partial(frozen_features, args.size)
+  splits = {name: dataset.split(name) for name in ("train800", "val200", "train800val200", "test")}
+  known = {name: features(splits[name].images()) for name in ("train800val200", "test")}
+  known["train800"], known["val200"] = known["train800val200"][:800], known["train800val200"][800:]
+  for seed in range(3):
+    score = functools.partial(accuracy, known, splits, dataset.num_classes, seed)
+    val = {strength: score("train800", "val200", strength) for strength in STRENGTHS}
+    strength = max(STRENGTHS, key=lambda s: (val[s], s))
+    test = score("train800val200", "test", strength)
+    result = {"test_accuracy": test, "strength": strength, "val200_accuracy": val, "seed": seed}
+    (folder / f"s{seed}").mkdir(parents=True, exist_ok=True)
+    log.write_json(folder / f"s{seed}" / "result.json", result)
+    print(f"{task} {row} s{seed}: {100 * test:.2f} % (strength {strength:g})", flush=True)
+
+
+def pixels(images):
+  return images.reshape(len(images), -1).astype(np.float32)
+
+
+def frozen_features(size, images):
+  """[N, D]: the normed class token of the pretrained backbone."""
+  model = models.create("dinov2_vits14", num_classes=0, image_size=size)
+  params, _ = weights.load("dinov2_vits14", model, key=jax.random.key(0))
+
+  @jax.jit
+  def forward(batch):
+    return model.apply({"params": params}, data.normalize(batch, "imagenet"))
+
+  batches = np.split(images, range(100, len(images), 100))
+  return np.concatenate([np.asarray(forward(batch)) for batch in batches])
+
+
+def accuracy(known, splits, classes, seed, train, test, strength):
+  """Test accuracy of logistic regression fitted on the standardised training features."""
+  mean, deviation = known[train].mean(0), known[train].std(0) + 1e-6
+  x, x_test = ((known[name] - mean) / deviation for name in (train, test))
+  parameters = fit(jnp.asarray(x), jnp.asarray(splits[train].labels), classes, strength, seed)
+  logits = x_test @ np.asarray(parameters["kernel"]) + np.asarray(parameters["bias"])
+  return float((logits.argmax(-1) == splits[test].labels).mean())
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "seed"))
+def fit(x, labels, classes, strength, seed, steps=200):
+  """Minimises mean cross-entropy + strength/2 |kernel|^2 by L-BFGS from N(0, 0.02^2)."""
+  kernel = 0.02 * jax.random.normal(jax.random.key(seed), (x.shape[1], classes))
+  start = {"kernel": kernel, "bias": jnp.zeros(classes)}
+  tx = optax.lbfgs()
+
+  def loss(p):
+    logits = x @ p["kernel"] + p["bias"]
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return entropy + strength / 2 * jnp.sum(p["kernel"] ** 2)
+
+  def step(carry, _):
+    p, state = carry
+    value, grad = optax.value_and_grad_from_state(loss)(p, state=state)
+    updates, state = tx.update(grad, state, p, value=value, grad=grad, value_fn=loss)
+    return (optax.apply_updates(p, updates), state), value
+
+  return jax.lax.scan(step, (start, tx.init(start)), length=steps)[0][0]
+
+
+def table(args, names):
+  """Markdown: a row per method, a column per task; mean +- deviation (seeds) in percent."""
+  lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+  for row in (*PROBES, *ROWS):
+    label = PROBES.get(row) or ROWS[row][0]
+    cells = [cell(args.runs / task / row) for task in names]
+    lines.append(f"| {label} | " + " | ".join(cells) + " |")
+  return "\n".join(lines)
+
+
+def cell(folder):
+  """The result of the finished runs of one row on one task; those that chose are left out."""
+  files = sorted(f for f in folder.glob("*s*/result.json") if "choose" not in str(f.parent.name))
+  scores = [100 * json.loads(file.read_text())["test_accuracy"] for file in files]
+  if not scores:
+    return "-"
+  if len(scores) == 1:
+    return f"{scores[0]:.1f}"
+  return f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f} ({len(scores)})"
+
+
+if __name__ == "__main__":
+  main()
