@@ -1,4 +1,4 @@
-"""What a tuned model consists of and what a run of it costs, from shapes alone."""
+"""What is trained where in a tuned model, from shapes alone."""
 
 from __future__ import annotations
 
