@@ -10,6 +10,7 @@ cannot work, 2 the command line, 3 a file or folder, 4 the disk is full, 5 the l
 """
 
 import errno
+import os
 import sys
 import traceback
 
@@ -25,15 +26,15 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run; default runs
 
 def main(argv):
   del argv
-  logging.set_verbosity(logging.FATAL)  # storage libraries report what is raised here anyway
+  logging.set_verbosity(logging.FATAL)  # the storage library logs what it raises as well
   try:
     loop.run(CONFIG.value, WORKDIR.value)
   except loop.NotFiniteError as error:
     return stop(error, 5)
   except OSError as error:
-    return stop(error, 4 if error.errno == errno.ENOSPC else 3)
+    return stop(said(error), 4 if error.errno == errno.ENOSPC else 3)
   except ValueError as error:
-    if not raised_here(error):
+    if not on_purpose(error):
       raise
     return stop(error, 1)
   except KeyboardInterrupt:
@@ -41,13 +42,25 @@ def main(argv):
   return 0
 
 
-def raised_here(error):
-  """Whether this project raised `error` on purpose; otherwise it is a bug."""
-  return "peft_jax" in traceback.extract_tb(error.__traceback__)[-1].filename
+def said(error):
+  """An operating system's error as a sentence that says what to do."""
+  if error.errno is None:  # raised with a sentence of its own
+    return error
+  what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+  if error.errno == errno.ENOSPC:
+    return f"{what}: make room and run the same command again; saved checkpoints are intact."
+  return f"{what}: choose another --workdir, or mend this path and its permissions."
+
+
+def on_purpose(error):
+  """Whether this project raised `error` for the user; a ValueError from elsewhere is a bug."""
+  package = os.path.dirname(config_lib.__file__).removesuffix("train")
+  return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(package)
 
 
 def stop(sentence, code):
-  print(f"\ntrain.py: {sentence}", file=sys.stderr)
+  live = "\n" if sys.stdout.isatty() else ""  # the progress line has no end yet
+  print(f"{live}train.py: {sentence}", file=sys.stderr)
   return code
 
 

@@ -257,6 +257,7 @@ def parse_flags(argv):
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f"{rest[1]!r} is not an option; options look like --config.seed=1.")
+    resolve(flags.FLAGS.config)
     return rest
   except flags.UnrecognizedFlagError as error:
     name = nearest(error.flagname, ["config", "workdir"])

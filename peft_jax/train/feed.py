@@ -47,8 +47,7 @@ def streamed(split, batch_size, seed, parallel):
 
   def read(step):
     chosen = np.asarray(data.order(seed, jnp.int32(step), batch_size, len(split)))
-    whole = (slice(None),) * 3
-    image = lambda at: split.images(chosen[at[0]])[(slice(None), *whole)]  # noqa: E731
+    image = lambda at: split.images(chosen[at[0]])  # noqa: E731
     label = lambda at: split.labels[chosen[at[0]]]  # noqa: E731
     return {
       "image": jax.make_array_from_callback(shape, parallel.split, image),

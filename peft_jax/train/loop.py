@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from peft_jax import data, methods, models, safetensors, weights
+from peft_jax import adapter_file, data, methods, models, safetensors, weights
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, evaluate, feed, log, shard
 from peft_jax.train import step as steps
@@ -244,7 +244,7 @@ def training_row(state, parallel, parts, done):
     "epoch": done / parts.steps_per_epoch,
     "train_loss": float(tally["loss"]) / int(tally["seen"]),
     "train_accuracy": int(tally["correct"]) / int(tally["seen"]),
-    **{f"lr/{group}": float(rate(done - 1)) for group, rate in parts.rates.items()},
+    **{f"lr/{group}": float(f"{rate(done - 1):.7g}") for group, rate in parts.rates.items()},
   }
   return row, {**state, "tally": parallel.place(steps.empty_tally())}
 
@@ -289,8 +289,10 @@ def finish(config, workdir, parallel, parts, state, meta):
   begun = time.monotonic()
   split = parts.eval_split.name
   trained = jax.device_get(state.get("ema", state["train"]))
-  adapter = workdir / "adapter.safetensors"
-  safetensors.write(adapter, flat(trained))  # TODO: adapter_file.save
+  about = adapter_file.of_run(config, parts.dataset)
+  adapter_file.save(
+    workdir / "adapter.safetensors", trained, tuned=parts.tuned, base=parts.base, **about
+  )
   result = {
     "task": config.task,
     "model": config.model.name,
@@ -336,7 +338,7 @@ def merge(config, workdir, parallel, parts, trained):
   tuned = parts.tuned
   variables = join(trained, parts.frozen)
   merged = jax.device_get(tuned.merge(variables))
-  safetensors.write(workdir / "merged.safetensors", flat(merged))
+  safetensors.write(workdir / "merged.safetensors", flat(models.unstack_blocks(merged)))
   some = parts.eval_split.images(np.arange(min(64, len(parts.eval_split))))
   images = data.normalize(some, config.data.normalize)
   with_methods = jax.jit(tuned.apply)(variables, images)

@@ -123,7 +123,8 @@ def training_step(tuned, tx, *, seed, augment, normalize, label_smoothing, ema, 
       loss, grads = jax.lax.pmean((loss, grads), axis)
       correct, seen = jax.lax.psum((correct, seen), axis)
 
-    updates, opt = tx.update(grads, state["opt"], state["train"])
+    with jax.numpy_dtype_promotion("standard"):  # optax counts on it: decay**count
+      updates, opt = tx.update(grads, state["opt"], state["train"])
     train = optax.apply_updates(state["train"], updates)
     finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
     new = {

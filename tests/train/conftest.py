@@ -1,0 +1,104 @@
+"""A run small enough for a test: two blocks of width 24 on 8 x 8 digits at 32 pixels."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from peft_jax import models, weights
+from peft_jax.train import config as config_lib
+from peft_jax.train import loop, shard
+from peft_jax.train import step as steps
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+  """A file of random weights: reading it is much faster than drawing them."""
+  path = tmp_path_factory.mktemp("weights") / "vit_test.npz"
+  model = models.create("vit_test", num_classes=10)
+  weights.save(path, weights.load("random", model, key=jax.random.key(7))[0])
+  return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny(backbone):
+  """A function of overrides ({"optim.lr": 1}) that makes a resolved config."""
+
+  def make(overrides=()):
+    config = config_lib.default().unlock()
+    config.task = "mini_digits"
+    config.weights = backbone
+    config.batch_size = 40
+    config.data.train_split = "train800"
+    config.data.eval_split = "val200"
+    config.model.name = "vit_test"
+    config.optim.lr = 0.02
+    config.optim.epochs = 2
+    config.optim.warmup_epochs = 0
+    config.eval.every_epochs = 1
+    config.log.every_steps = 8
+    config.log.tensorboard = False
+    config.checkpoint.every_steps = 15
+    config.update_from_flattened_dict(dict(overrides))
+    return config_lib.resolve(config)
+
+  return make
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny):
+  """A function of overrides that gives (parts, state, take).
+
+  take(state, batches, how, devices) -> (state, frozen) on the host. Compiled once for equal
+  arguments.
+  """
+
+  @functools.cache
+  def make(overrides):
+    config = tiny(overrides)
+    parts = loop.prepare(config)
+
+    @functools.cache
+    def compiled(how, count):
+      parallel = shard.parallel(how, jax.devices()[:count])
+      step = steps.training_step(
+        parts.tuned,
+        parts.tx,
+        seed=config.seed,
+        augment=config.data.augment,
+        normalize=config.data.normalize,
+        label_smoothing=config.label_smoothing,
+        ema=config.ema,
+        axis=parallel.axis,
+      )
+      return parallel, parallel.step(step)
+
+    def take(state, batches, how="jit", count=1):
+      parallel, step = compiled(how, count)
+      frozen = parallel.place(parts.frozen)
+      state = parallel.place(jax.tree.map(np.array, state))
+      for batch in batches:
+        state = step(state, frozen, jax.device_put(batch, parallel.split))
+      return jax.device_get(parallel.whole(state)), jax.device_get(parallel.whole(frozen))
+
+    return parts, steps.start(parts.train, parts.tx, config.ema), take
+
+  return lambda overrides=(): make(tuple(dict(overrides).items()))
+
+
+@pytest.fixture
+def digits():
+  """A function of (parts, size, n) that gives the first n batches of the training split."""
+
+  def batches(parts, size, n):
+    split = parts.train_split
+    return [
+      {
+        "image": split.images(np.arange(i * size, (i + 1) * size)),
+        "label": split.labels[i * size : (i + 1) * size],
+      }
+      for i in range(n)
+    ]
+
+  return batches
