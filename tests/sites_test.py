@@ -141,6 +141,16 @@ def test_mistakes_say_what_is_near(pattern, message):
     select(sites(Layers(), X), pattern, LINEAR, asker="LoRA")
 
 
+def test_a_norm_without_parameters_is_no_site():
+  class Plain(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      x = nn.LayerNorm(use_scale=False, use_bias=False, name="bare")(x)
+      return nn.LayerNorm(name="norm")(x)
+
+  assert list(select(sites(Plain(), X), ".*", NORM)) == ["norm"]
+
+
 def test_the_head_is_a_pattern_of_module_paths():
   assert is_head("head", "head") and is_head("head/norm", "head") and is_head("a/fc", "a|b")
   assert not is_head("header", "head") and not is_head("x/head", "head") and not is_head("x", "")

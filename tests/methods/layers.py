@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peft_jax import models
 from peft_jax.method import Method
 from peft_jax.sites import LINEAR, NORM, sites
 from peft_jax.tree import flat, nest
@@ -68,11 +69,16 @@ def perturbed(tree, seed):
   return jax.tree.map(move, jax.device_get(tree))
 
 
+def drawn(shapes, seed):
+  """Random values for a tree of shapes, without compiling its initialisers."""
+  return perturbed(jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes), seed)
+
+
 def attach(method, make, shape, inputs):
   """(tuned, variables, x), all of them random."""
   x = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
   model = One(make, inputs)
-  params = perturbed(model.init(jax.random.key(0), x)["params"], 1)
+  params = drawn(jax.eval_shape(model.init, jax.random.key(0), x)["params"], 1)
   tuned = Tuned(model, (method,), sites(model, x))
   return tuned, {"params": params, **perturbed(tuned.init(jax.random.key(1), params), 2)}, x
 
@@ -97,8 +103,6 @@ def own(variables):
 @functools.cache
 def vit_b16():
   """ViT-B/16 with 100 classes, by shapes: (model, params, table)."""
-  from peft_jax import models
-
   model = models.create("vit_base_patch16_224", num_classes=100)
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
