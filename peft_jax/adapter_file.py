@@ -39,6 +39,7 @@ from peft_jax.tuned import Tuned
 
 FORMAT = 1
 NAME = "peft_jax_adapter"
+MERGED = "peft_jax_merged"
 PACKAGES = ("peft_jax", "jax", "flax")
 # Options of a model that change no output at prediction; a file holds none of them.
 FREE = ("drop_path", "attention")
@@ -56,6 +57,19 @@ def save(path, train, **about):
 def size(train, **about):
   """The bytes of the file that `save` makes; leaves may be shapes (jax.ShapeDtypeStruct)."""
   return safetensors.size(flat(train), _metadata(header(**about)))
+
+
+def save_merged(path, params, header):
+  """Writes merged parameters, one subtree per block, to a .safetensors or .npz file.
+
+  The former holds the adapter's header under "peft_jax_merged"; the latter is base weights for
+  weights.load, which starts a fresh head.
+  """
+  if str(path).endswith(".npz"):
+    weights.save(path, params)
+  else:
+    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+    safetensors.write(path, flat(unstack_blocks(params)), {MERGED: text})
 
 
 def _metadata(header):

@@ -29,17 +29,6 @@ class Loaded:
   variables: dict = dataclasses.field(repr=False)
   header: dict
 
-  @functools.cached_property
-  def _apply(self):
-    how = self.header["preprocessing"]["normalize"]
-
-    def apply(variables, images):
-      if images.dtype == np.uint8:
-        images = data.normalize(images, how)
-      return self.tuned.apply(variables, images)
-
-    return jax.jit(apply)
-
   def logits(self, images):
     """float32 [B, K] of images, prepared as they were in training.
 
@@ -47,12 +36,26 @@ class Loaded:
       [B, H, W, 3]; or floating point [B, S, S, 3] (or one [S, S, 3]) that is normalised already.
     Raises ValueError for anything else.
     """
-    images = self._prepared(images)
+    return self._in_batches(self.tuned.apply, self.variables, images)
+
+  def merging_error(self, images, params=None):
+    """(largest difference between logits with methods and merged, largest logit) on `images`.
+
+    params: the merged parameters, when they are at hand.
+    """
+    params = self.merged() if params is None else params
+    plain = self._in_batches(self.tuned.model.apply, {"params": params}, images)
+    logits = self.logits(images)
+    return float(abs(plain - logits).max()), float(abs(logits).max())
+
+  def _in_batches(self, function, variables, images):
+    images, how = self._prepared(images), self.header["preprocessing"]["normalize"]
     parts = []
     for start in range(0, len(images), BATCH):
       some = images[start : start + BATCH]
       padding = [(0, BATCH - len(some) if start else 0)] + [(0, 0)] * 3
-      parts.append(np.asarray(self._apply(self.variables, np.pad(some, padding)))[: len(some)])
+      y = _compiled(function, how)(variables, np.pad(some, padding))
+      parts.append(np.asarray(y)[: len(some)])
     return np.concatenate(parts).astype(np.float32)
 
   def _prepared(self, images):
@@ -109,6 +112,18 @@ class Loaded:
   def merged(self):
     """The backbone's parameter tree with the methods folded in: model.apply({"params": ...})."""
     return self.tuned.merge(self.variables)
+
+
+@functools.cache
+def _compiled(function, normalize):
+  """function(variables, images) on uint8 or normalised images."""
+
+  def apply(variables, images):
+    if images.dtype == np.uint8:
+      images = data.normalize(images, normalize)
+    return function(variables, images)
+
+  return jax.jit(apply)
 
 
 def read_image(path):

@@ -1,0 +1,255 @@
+"""python -m peft_jax VERB: look at a run before it starts, and use what it made.
+
+    explain   what a config trains where, and what it costs; no weights are loaded
+    evaluate  accuracy of an adapter on its task's test split
+    predict   class names and probabilities for image files
+    merge     plain weights with the adapter folded in
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import runpy
+import sys
+import traceback
+
+MISTAKE = 2  # exit code: something the user can mend
+CHECKED = 64  # images on which merged weights are compared
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse whose errors are one sentence."""
+
+  def error(self, message):
+    self.exit(MISTAKE, f"{self.prog}: {message}; see {self.prog} --help.\n")
+
+
+def parser():
+  made = Parser(
+    prog="python -m peft_jax",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  verbs = made.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+  def verb(name, function, text, usage=None):
+    sub = verbs.add_parser(
+      name, help=text, description=text[0].upper() + text[1:] + ".", usage=usage, allow_abbrev=False
+    )
+    sub.set_defaults(function=function)
+    return sub
+
+  sub = verb(
+    "explain",
+    explain,
+    "sites, what is trained there, counts, FLOPs and file size of a config's run",
+    "python -m peft_jax explain --config=FILE.py[:key=value,...] [--config.KEY=VALUE ...]",
+  )
+  sub.add_argument("--config", metavar="FILE.py", help="as for train.py, overrides included")
+
+  sub = verb("evaluate", evaluate, "accuracy of an adapter on a task's test split")
+  _adapter(sub)
+  _task(sub)
+  sub.add_argument("--split", help="default: the task's test split")
+  sub.add_argument("--batch_size", type=int, default=64, help="images at once; default 64")
+
+  sub = verb("predict", predict, "the likeliest classes of image files, with probabilities")
+  _adapter(sub)
+  sub.add_argument("images", nargs="+", metavar="IMAGE", help="image files")
+  sub.add_argument("--top", type=int, default=3, help="classes per image; default 3")
+
+  sub = verb("merge", merge, "write plain weights with the adapter folded in, and measure them")
+  _adapter(sub)
+  _task(sub)
+  sub.add_argument("--out", required=True, help="FILE.safetensors, or FILE.npz as base weights")
+  return made
+
+
+def _adapter(sub):
+  sub.add_argument("adapter", metavar="ADAPTER", help="adapter.safetensors of a training run")
+  sub.add_argument("--base", help="weights it was trained on; default: those it names")
+
+
+def _task(sub):
+  sub.add_argument("--task", help="default: the adapter's own")
+  sub.add_argument("--data.root", dest="root", help="folder of the task's images")
+
+
+def main(argv=None):
+  """Runs one verb; returns the exit code, 2 with one sentence on stderr for a user's mistake."""
+  made = parser()
+  args, rest = made.parse_known_args(argv)
+  if rest and args.verb != "explain":
+    made.error(f"{args.verb} takes no argument {rest[0]!r}")
+  try:
+    args.function(args, rest)
+    sys.stdout.flush()
+    return 0
+  except BrokenPipeError:  # | head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+  except (ValueError, OSError) as error:
+    if isinstance(error, ValueError) and not _ours(error):
+      raise
+    sentence = error
+    if isinstance(error, OSError) and error.errno is not None:  # the operating system's own words
+      sentence = f"{error.filename}: {error.strerror}; mend this path or its permissions."
+    print(f"python -m peft_jax {args.verb}: {sentence}", file=sys.stderr)
+    return MISTAKE
+
+
+def _ours(error):
+  """Whether this project raised `error` for the user; a ValueError from elsewhere is a bug."""
+  raised = traceback.extract_tb(error.__traceback__)[-1].filename
+  return os.path.dirname(os.path.abspath(raised)).startswith(os.path.dirname(__file__))
+
+
+def explain(args, overrides):
+  from peft_jax.account import account
+
+  print(account(read_config(args.config, overrides)))
+
+
+def read_config(given, overrides):
+  """The resolved config of "FILE.py:key=value" with `--config.KEY=VALUE` overrides.
+
+  Raises FileNotFoundError or ValueError for what the user typed wrongly.
+  """
+  from absl import flags
+
+  from peft_jax.train import config as config_lib
+
+  if not given:
+    raise ValueError("--config is missing, for example --config=configs/quickstart.py.")
+  path, *argument = given.split(":", 1)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f"There is no config file {path!r}; look into configs/.")
+  known = config_lib.keys(runpy.run_path(path)["get_config"](*argument))
+  for typed in overrides:
+    key = re.fullmatch(r"--?config\.([^=]+)(=.*)?", typed)
+    if key and key[1] not in known:
+      near = config_lib.nearest(key[1], known)
+      raise ValueError(f"The config has no key {key[1]!r}; did you mean {near!r}?")
+    if not key and typed.startswith("-"):
+      raise ValueError(f"explain has no option {typed!r}; options look like --config.seed=1.")
+  try:
+    config, left = _overridden(["explain", f"--config={given}", *overrides])
+  except (flags.Error, TypeError) as error:
+    raise ValueError(f"{str(error).splitlines()[0]}.") from None
+  if left:
+    raise ValueError(f"{left[0]!r} is no option; options look like --config.seed=1.")
+  return config_lib.resolve(config)
+
+
+def _overridden(argv):
+  """(config, what is no flag) of a command line, read as train.py reads its own."""
+  from absl import flags
+  from ml_collections import config_flags
+
+  values, typed = flags.FlagValues(), sys.argv
+  sys.argv = argv  # where config_flags looks for overrides
+  try:
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    left = values(argv)
+  finally:
+    sys.argv = typed
+  return values.config, left[1:]
+
+
+def open_task(args, loaded):
+  """The Dataset of --task, or of the adapter's own task, as the adapter's model takes it."""
+  from peft_jax import data
+
+  how = loaded.header["preprocessing"]
+  task = args.task or loaded.header["task"]
+  if not task:
+    raise ValueError(f"The adapter {args.adapter} names no task; give one with --task.")
+  dataset = data.open(task, root=args.root, size=how["image_size"], resize=how["resize"])
+  classes = len(loaded.labels)
+  if dataset.num_classes != classes:
+    raise ValueError(
+      f"The task {task!r} has {dataset.num_classes} classes, but the adapter {args.adapter} was "
+      f"trained for {classes} ({loaded.header['task'] or 'no task'})."
+    )
+  names = loaded.header["class_names"]
+  if names and dataset.class_names and list(dataset.class_names) != names:
+    raise ValueError(
+      f"The task {task!r} has other classes than the adapter {args.adapter}: "
+      f"{', '.join(dataset.class_names[:3])}, ... instead of {', '.join(names[:3])}, ..."
+    )
+  return dataset
+
+
+def evaluate(args, rest):
+  import peft_jax
+  from peft_jax.train import evaluate as evaluation
+  from peft_jax.train import shard
+
+  if args.batch_size < 1:
+    raise ValueError(f"--batch_size={args.batch_size} must be 1 or more.")
+  loaded = peft_jax.load(args.adapter, args.base)
+  dataset = open_task(args, loaded)
+  split = dataset.split(args.split or dataset.eval_split)
+  parallel = shard.parallel("jit")
+  found = evaluation.evaluate(
+    evaluation.predictor(loaded.tuned, loaded.header["preprocessing"]["normalize"], parallel),
+    parallel.place(loaded.variables),
+    split.images,
+    split.labels,
+    args.batch_size,
+    parallel,
+  )
+  print(
+    f"{dataset.name} {split.name}: accuracy {100 * found['accuracy']:.2f} % "
+    f"({found['correct']} of {found['count']}), loss {found['loss']:.4f}"
+  )
+
+
+def predict(args, rest):
+  import peft_jax
+
+  if args.top < 1:
+    raise ValueError(f"--top={args.top} must be 1 or more.")
+  loaded = peft_jax.load(args.adapter, args.base)
+  for path, ranked in zip(args.images, loaded.rank(args.images, args.top), strict=True):
+    print(f"{path}: {', '.join(f'{label} {p:.3f}' for label, p in ranked)}")
+
+
+def merge(args, rest):
+  import peft_jax
+  from peft_jax import adapter_file
+
+  if not args.out.endswith((".safetensors", ".npz")):
+    raise ValueError(f"--out={args.out} must end in .safetensors or .npz.")
+  loaded = peft_jax.load(args.adapter, args.base)
+  params = loaded.merged()
+  images, what = _some_images(args, loaded)
+  difference, largest = loaded.merging_error(images, params)
+  adapter_file.save_merged(args.out, params, loaded.header)
+  print(
+    f"{args.out}: merged weights change the logits of {len(images)} {what} images by at most "
+    f"{difference:.2g} (largest logit {largest:.3g})"
+  )
+
+
+def _some_images(args, loaded):
+  """(uint8 images, what they are): of the task where it is at hand, else random ones."""
+  import numpy as np
+
+  try:
+    dataset = open_task(args, loaded)
+    split = dataset.split(dataset.eval_split)
+    return split.images(np.arange(min(CHECKED, len(split)))), f"{dataset.name} {split.name}"
+  except (ValueError, OSError):
+    if args.task or args.root:
+      raise
+    side = loaded.header["preprocessing"]["image_size"]
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (CHECKED, side, side, 3), np.uint8), "random"
+
+
+if __name__ == "__main__":
+  sys.exit(main())
