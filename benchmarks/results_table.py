@@ -9,8 +9,8 @@ SSF, SAN and full fine-tuning of DINOv2 ViT-S/14 at 70 px, and SAN on the same n
 weights. Protocol, the same for every row: choose on train800 -> val200 (probes: the L2 strength;
 others: the learning rate, by runs of --select-epochs epochs), then train on all 1000 images, for
 --epochs epochs, and read the test split once, after the last epoch. Three seeds for the probes,
-SAN and every row of the first task, one for the rest. A finished run is never repeated: each has
-a folder below --runs with its result.json.
+SAN and every row of the first task, one for the rest. What has finished is never repeated: its
+result lies in --results, which belongs to the repository; a stopped run goes on from --runs.
 """
 
 import argparse
@@ -65,8 +65,10 @@ def arguments():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--tasks", default=",".join(TASKS), help="names, or 'all'")
   parser.add_argument("--runs", default="runs/table", type=pathlib.Path)
+  results = pathlib.Path(__file__).parent / "results"
+  parser.add_argument("--results", default=results, type=pathlib.Path)
   parser.add_argument("--epochs", default=10, type=int)
-  parser.add_argument("--select-epochs", default=4, type=int)
+  parser.add_argument("--select-epochs", default=3, type=int)
   parser.add_argument("--size", default=70, type=int, help="pixels")
   parser.add_argument("--render", action="store_true", help="print the table, run nothing")
   args = parser.parse_args()
@@ -81,7 +83,7 @@ def tune(args, task, row, seeds):
   for seed in range(seeds):
     config = configure(args, task, row, chosen, args.epochs)
     config.seed = seed
-    loop.run(config, args.runs / task / row / f"lr{chosen:g}-s{seed}")
+    run(args, config, task, row, f"lr{chosen:g}-s{seed}")
 
 
 def choose(args, task, row):
@@ -90,8 +92,19 @@ def choose(args, task, row):
   for rate in ROWS[row][3]:
     config = configure(args, task, row, rate, args.select_epochs)
     config.data.train_split, config.data.eval_split = "train800", "val200"
-    results[rate] = loop.run(config, args.runs / task / row / f"choose-lr{rate:g}")
+    results[rate] = run(args, config, task, row, f"choose-lr{rate:g}")
   return max(results, key=lambda r: (results[r]["val200_accuracy"], -results[r]["val200_loss"]))
+
+
+def run(args, config, task, row, name):
+  """The result of a run, from the results if it is there."""
+  file = args.results / task / row / f"{name}.json"
+  if file.exists():
+    return json.loads(file.read_text())
+  result = loop.run(config, args.runs / task / row / name)
+  file.parent.mkdir(parents=True, exist_ok=True)
+  log.write_json(file, result)
+  return result
 
 
 def configure(args, task, row, rate, epochs):
@@ -110,8 +123,8 @@ def configure(args, task, row, rate, epochs):
 
 def probe(args, task, row):
   """Logistic regression on pixels or frozen features; writes one result.json per seed."""
-  folder = args.runs / task / row
-  if all((folder / f"s{seed}" / "result.json").exists() for seed in range(3)):
+  folder = args.results / task / row
+  if all((folder / f"s{seed}.json").exists() for seed in range(3)):
     return
   dataset = data.open(task, size=PIXELS if row == "pixels" else args.size)
   features = pixels if row == "pixels" else functools.partial(frozen_features, args.size)
@@ -124,8 +137,8 @@ def probe(args, task, row):
     strength = max(STRENGTHS, key=lambda s: (val[s], s))
     test = score("train800val200", "test", strength)
     result = {"test_accuracy": test, "strength": strength, "val200_accuracy": val, "seed": seed}
-    (folder / f"s{seed}").mkdir(parents=True, exist_ok=True)
-    log.write_json(folder / f"s{seed}" / "result.json", result)
+    folder.mkdir(parents=True, exist_ok=True)
+    log.write_json(folder / f"s{seed}.json", result)
     print(f"{task} {row} s{seed}: {100 * test:.2f} % (strength {strength:g})", flush=True)
 
 
@@ -181,14 +194,14 @@ def table(args, names):
   lines = ["| | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
   for row in (*PROBES, *ROWS):
     label = PROBES.get(row) or ROWS[row][0]
-    cells = [cell(args.runs / task / row) for task in names]
+    cells = [cell(args.results / task / row) for task in names]
     lines.append(f"| {label} | " + " | ".join(cells) + " |")
   return "\n".join(lines)
 
 
 def cell(folder):
   """The result of the finished runs of one row on one task; those that chose are left out."""
-  files = sorted(f for f in folder.glob("*s*/result.json") if "choose" not in str(f.parent.name))
+  files = sorted(file for file in folder.glob("*s?.json") if not file.name.startswith("choose"))
   scores = [100 * json.loads(file.read_text())["test_accuracy"] for file in files]
   if not scores:
     return "-"
