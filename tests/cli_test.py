@@ -285,7 +285,7 @@ MISTAKES = {
   "batch": (["evaluate", "ADAPTER", "--batch_size=0"], "--batch_size=0 must be 1 or more"),
   "base": (["predict", "ADAPTER", "x.png", "--base=x"], "weights 'x' are neither"),
   "suffix": (["merge", "ADAPTER", "--out=x.pt"], "must end in .safetensors or .npz"),
-  "file in the way": (["merge", "ADAPTER", "--out=ADAPTER/x.npz"], "ADAPTER: File exists; mend this path"),
+  "file in the way": (["merge", "ADAPTER", "--out=ADAPTER/x.npz"], "ADAPTER: File exists; mend"),
 }
 
 
