@@ -133,24 +133,39 @@ def _clock(seconds):
 class Board:
   """TensorBoard events under `folder`; does nothing where tensorboardX is not installed.
 
-  first: step a restarted run goes on from; later events of the run before it are hidden.
+  first: step a restarted run goes on from; TensorBoard then hides later events of the run before.
+  Events are written at once, without tensorboardX's own thread, so that errors surface here.
   """
 
   def __init__(self, folder, wanted, first):
     self.writer = None
-    if wanted:
-      try:
-        import tensorboardX
-      except ImportError:
-        return
-      purge = {"purge_step": first + 1} if first else {}
-      self.writer = tensorboardX.SummaryWriter(os.fspath(folder), **purge)
+    if not wanted:
+      return
+    try:
+      from tensorboardX import event_file_writer, proto
+    except ImportError:
+      return
+    self.event, self.summary = proto.event_pb2, proto.summary_pb2.Summary
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    self.writer = event_file_writer.EventsWriter(os.fspath(folder / "events"))
+    if first:
+      restart = self.event.SessionLog(status=self.event.SessionLog.START)
+      self._write(step=first + 1, session_log=restart)
 
   def add(self, row):
-    if self.writer:
-      for name, value in row.items():
-        if isinstance(value, (int, float)) and name not in ("step", "epoch"):
-          self.writer.add_scalar(name, value, row["step"])
+    """Every number of `row` as a curve of that name, at row["step"]."""
+    values = [
+      self.summary.Value(tag=name, simple_value=value)
+      for name, value in row.items()
+      if self.writer and name not in ("step", "epoch")
+    ]
+    if values:
+      self._write(step=row["step"], summary=self.summary(value=values))
+
+  def _write(self, **fields):
+    self.writer.write_event(self.event.Event(wall_time=time.time(), **fields))
+    self.writer.flush()
 
   def close(self):
     if self.writer:

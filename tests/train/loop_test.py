@@ -1,0 +1,146 @@
+"""Whole runs in one process: what they leave behind, and how they go on."""
+
+import errno
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import peft_jax
+from peft_jax import data, safetensors
+from peft_jax.train import checkpoint, log, loop
+from peft_jax.train import step as steps
+
+OPTIONS = {"methods": ("ssf",), "merge": True, "ema": 0.9, "log.tensorboard": True}
+
+
+def run(config, workdir):
+  return loop.run(config, workdir, jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+  """(config, folder, result) of a run that was never interrupted."""
+  config = tiny(OPTIONS)
+  workdir = tmp_path_factory.mktemp("runs") / "finished"
+  return config, workdir, run(config, workdir)
+
+
+SAME = ("adapter.safetensors", "merged.safetensors", "metrics.jsonl", "parameters.txt")
+
+
+def test_a_run_leaves_everything_behind(finished):
+  config, workdir, result = finished
+  names = {path.name for path in workdir.iterdir()}
+  assert names >= {*SAME, "config.json", "result.json", "progress.jsonl", "checkpoints"}
+  assert json.loads((workdir / "config.json").read_text())["methods"] == ["ssf"]
+  assert json.loads((workdir / "result.json").read_text()) == result
+  rows = log.rows(workdir / "metrics.jsonl")
+  assert [r["step"] for r in rows if "train_loss" in r] == [8, 16, 24, 32, 40]
+  evaluations = [r for r in rows if "val200_accuracy" in r]
+  assert [(r["step"], r["epoch"]) for r in evaluations] == [(20, 1), (40, 2)]
+  assert result["val200_accuracy"] == evaluations[-1]["val200_accuracy"]
+  best = max(r["val200_accuracy"] for r in evaluations)
+  assert result["best_epoch_val200_accuracy"] == best
+  assert not any("second" in key for row in rows for key in row)
+  assert rows[0]["train_loss"] > rows[-2]["train_loss"]
+  assert result["parameters"]["trained"] == sum(result["parameters"][g] for g in ("head", "ssf"))
+  assert 0 < result["merged_max_difference"] < 1e-4
+  assert result["versions"]["jax"] == jax.__version__
+
+
+def test_the_adapter_file_gives_the_accuracy_that_was_reported(finished):
+  config, workdir, result = finished
+  loaded = peft_jax.load(workdir / "adapter.safetensors")
+  split = data.open(config.task, size=config.model.image_size).split("val200")
+  logits = loaded.logits(split.images())
+  assert int((logits.argmax(-1) == split.labels).sum()) == result["val200_correct"]
+
+
+def test_the_merged_file_is_a_plain_backbone(finished):
+  config, workdir, result = finished
+  merged, _ = safetensors.read(workdir / "merged.safetensors")
+  parts = loop.prepare(config)
+  assert merged.keys() == loop.flat(parts.params).keys()
+  kernel = "encoder/blocks_0/attn/q/kernel"
+  assert abs(merged[kernel] - loop.flat(parts.params)[kernel]).max() > 1e-3
+
+
+def test_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+  config, workdir, result = finished
+  before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+  assert run(config, workdir) == result
+  said = capsys.readouterr().out
+  assert "is finished: val200 accuracy" in said and len(said.splitlines()) == 1
+  assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_another_config_is_refused_with_the_differing_keys(finished, tiny):
+  _, workdir, _ = finished
+  with pytest.raises(ValueError) as caught:
+    run(tiny({**OPTIONS, "optim.lr": 0.5, "seed": 4}), workdir)
+  assert "optim.lr: 0.02 there, 0.5 now; seed: 0 there, 4 now" in str(caught.value)
+
+
+def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_bits(
+  finished, tmp_path, monkeypatch, capsys
+):
+  config, reference, result = finished
+  save = checkpoint.save
+
+  def full(manager, step, state, meta):
+    if step > 20:
+      raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
+    save(manager, step, state, meta)
+
+  monkeypatch.setattr(checkpoint, "save", full)
+  with pytest.raises(OSError, match="No space left"):
+    run(config, tmp_path)
+  monkeypatch.setattr(checkpoint, "save", save)
+  assert not (tmp_path / "result.json").exists()
+  assert log.rows(tmp_path / "metrics.jsonl")[-1]["step"] > 15
+  capsys.readouterr()
+  again = run(config, tmp_path)
+  assert "going on from the checkpoint of step 15 of 40" in capsys.readouterr().out
+  for name in SAME:
+    assert (tmp_path / name).read_bytes() == (reference / name).read_bytes(), name
+  assert again["trained_sha256"] == result["trained_sha256"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_a_bad_checkpoint(tiny, tmp_path):
+  config = tiny({"optim.lr": 1e38, "checkpoint.every_steps": 1, "checkpoint.keep": 50})
+  with pytest.raises(loop.NotFiniteError) as caught:
+    run(config, tmp_path)
+  said = str(caught.value)
+  with checkpoint.open(tmp_path / "checkpoints", 50) as manager:
+    good = max(manager.all_steps())
+    parts = loop.prepare(config)
+    like = steps.start(parts.train, parts.tx, config.ema)
+    _, state, _ = checkpoint.restore(manager, like)
+  assert f"not finite at step {good + 1}; the last good checkpoint is that of step {good}" in said
+  assert "Lower optim.lr (now 1e+38)" in said and "\n" not in said
+  assert int(state["bad"]) == -1 and np.isfinite(state["tally"]["loss"])
+  assert not (tmp_path / "result.json").exists()
+
+
+def test_weights_that_changed_since_are_refused(tiny, tmp_path, backbone):
+  config = tiny({"checkpoint.every_steps": 4, "optim.epochs": 1})
+  parts = loop.prepare(config)
+  with checkpoint.open(tmp_path / "checkpoints", 1) as manager:
+    meta = {"weights": "0" * 64, "data": parts.dataset.fingerprint()}
+    checkpoint.save(manager, 4, steps.start(parts.train, parts.tx, config.ema), meta)
+    checkpoint.wait(manager)
+    with pytest.raises(ValueError, match="The weights changed since .* was begun"):
+      loop.begin(config, tmp_path, parts, manager)
+
+
+def test_a_folder_that_cannot_be_made_is_an_oserror(tiny, tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(OSError, match="Not a directory"):
+    run(tiny(), tmp_path / "file" / "run")
+
+
+def test_default_folder_names_the_run(tiny):
+  config = tiny({"methods": ("ssf", "lora"), "seed": 3})
+  assert loop.default_workdir(config) == "runs/mini_digits-vit_test-ssf+lora-s3"
