@@ -358,9 +358,11 @@ def _base(adapter, header, model: nn.Module, base):
       ) from None
     found = loaded.fingerprint
   if found != wanted["fingerprint"]:
+    hint = "give the weights it was trained on"
+    if name == wanted["name"] == "random":
+      hint = "seeded weights may differ between kinds of device and versions of jax: load it there"
     raise ValueError(
       f"The adapter {adapter} was trained on the weights {wanted['name']!r} (fingerprint "
-      f"{wanted['fingerprint'][:16]}), but {name!r} has fingerprint {found[:16]}; give the weights "
-      "it was trained on."
+      f"{wanted['fingerprint'][:16]}), but {name!r} has fingerprint {found[:16]}; {hint}."
     )
   return params

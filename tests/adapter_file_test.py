@@ -329,6 +329,10 @@ CHANGES = {
     "'params/head/bias/x' is no path of a tree",
   ),
   "key": (lambda a, h: h["base"].update(key="xyz"), "base.key is no key"),
+  "random": (
+    lambda a, h: h["base"].update(key="00000000000000ff"),
+    "seeded weights may differ between kinds of device and versions of jax",
+  ),
   "size": (lambda a, h: h["preprocessing"].update(image_size=64), "images have 64 pixels, its mod"),
   "normalize": (
     lambda a, h: h["preprocessing"].update(normalize="mean"),
@@ -347,7 +351,7 @@ def test_damaged_headers_and_trees_are_refused(made, tmp_path, name):
   path = tmp_path / "adapter.safetensors"
   rewritten(made, change, path)
   with pytest.raises(ValueError, match=sentence):
-    peft_jax.load(path, made.params)
+    peft_jax.load(path, None if name == "random" else made.params)
 
 
 def test_truncated_foreign_and_missing_files_are_refused(made, tmp_path):
