@@ -32,11 +32,11 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-  """One device, and one compilation for all runs with the same program."""
+  """One device, quick compilation, and that once for all runs with the same program."""
   cache = tmp_path_factory.mktemp("compiled")
   return {
     **os.environ,
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -92,7 +92,7 @@ def metrics(workdir):
 
 
 def test_killed_runs_end_in_the_same_bits(start, tmp_path):
-  options = ["--config.methods=san,lora", "--config.lora.dropout=0.1"]
+  options = ["--config.methods=lora", "--config.lora.dropout=0.1"]
   whole, killed = tmp_path / "whole", tmp_path / "killed"
   reference = start(*options, f"--workdir={whole}")
   draw = random.Random(0)

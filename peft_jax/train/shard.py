@@ -60,7 +60,7 @@ class Parallel:
   def step(self, step, options=None):
     """`step(state, frozen, batch) -> state` compiled; the state passed in is used up.
 
-    options: of the compiler.
+    options: of the compiler, under jit; pmap takes none.
     """
     if self.how == "jit":
       return jax.jit(

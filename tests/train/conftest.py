@@ -11,6 +11,8 @@ from peft_jax.train import config as config_lib
 from peft_jax.train import loop, shard
 from peft_jax.train import step as steps
 
+FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time, runs slower
+
 
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory):
@@ -72,7 +74,7 @@ def prepared(tiny):
         ema=config.ema,
         axis=parallel.axis,
       )
-      return parallel, parallel.step(step)
+      return parallel, parallel.step(step, FAST)
 
     def take(state, batches, how="jit", count=1):
       parallel, step = compiled(how, count)

@@ -144,3 +144,17 @@ def test_a_folder_that_cannot_be_made_is_an_oserror(tiny, tmp_path):
 def test_default_folder_names_the_run(tiny):
   config = tiny({"methods": ("ssf", "lora"), "seed": 3})
   assert loop.default_workdir(config) == "runs/mini_digits-vit_test-ssf+lora-s3"
+
+
+def test_pmap_on_eight_devices_gives_the_same_run(finished, tiny, tmp_path):
+  _, workdir, _ = finished
+  config = tiny({**OPTIONS, "merge": False, "parallel": "pmap", "optim.epochs": 1})
+  loop.run(config, tmp_path)  # the first epoch of both has the same learning rate
+  for mine, theirs in zip(
+    log.rows(tmp_path / "metrics.jsonl"), log.rows(workdir / "metrics.jsonl"), strict=False
+  ):
+    if mine["step"] in (8, 16):
+      assert mine["step"] == theirs["step"]
+      np.testing.assert_allclose(mine["train_loss"], theirs["train_loss"], rtol=1e-4)
+      assert abs(mine["train_accuracy"] - theirs["train_accuracy"]) < 0.01
+  assert json.loads((tmp_path / "result.json").read_text())["hardware"]["devices"] == 8
