@@ -9,6 +9,7 @@ variables; the frozen ones are an argument and are not returned. README.md says 
 """
 
 import argparse
+import ctypes
 import dataclasses
 import importlib.util
 import json
@@ -277,9 +278,22 @@ def torch_runner(name, model, batch, threads):
 TORCH = ("forward", "full", "linear", "bias", "lora")  # what `torch_runner` knows
 
 
-def work(worker, model, batch, threads):
+def keep_memory():
+  """Makes glibc reuse freed memory; without this every step's pages are mapped and zeroed anew.
+
+  malloc(3): no chunk is mapped on its own (M_MMAP_MAX = 0), the heap is never trimmed
+  (M_TRIM_THRESHOLD = -1), and there is one heap (M_ARENA_MAX = 1), as others are small.
+  """
+  mallopt = ctypes.CDLL(None).mallopt
+  for option, value in ((-4, 0), (-1, -1), (-8, 1)):
+    mallopt(option, value)
+
+
+def work(worker, model, batch, threads, keep):
   """Answers every line on stdin with one step's seconds, by the clock and of all cores' work."""
   side, name = worker.split(":")
+  if keep in (side, "both"):
+    keep_memory()
   if side == "torch":
     run = torch_runner(name, model, batch, threads)
   else:
@@ -374,6 +388,8 @@ def parse(argv):
   parser.add_argument("--rounds", type=int, default=7, help="timed steps of each kind")
   parser.add_argument("--threads", type=int, default=min(2, os.cpu_count()))
   parser.add_argument("--no-torch", action="store_true", help="do not time PyTorch")
+  parser.add_argument("--keep-memory", choices=("none", "jax", "both"), default="none",
+                      help="whose freed memory glibc keeps for the next step")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   flags = parser.parse_args(argv)
   unknown = set(filter(None, flags.methods.split(","))) - set(METHODS) - {"forward"}
@@ -388,16 +404,17 @@ def main(argv=None):
   model = models.create(
     flags.model, num_classes=CLASSES, image_size=flags.image_size, **overrides)
   if flags.worker:
-    return work(flags.worker, model, flags.batch, flags.threads)
+    return work(flags.worker, model, flags.batch, flags.threads, flags.keep_memory)
   about = f"{flags.model}, {model.image_size} pixels, {model.depth} blocks, batch {flags.batch}"
   chosen = [name for name in flags.methods.split(",") if name]
   if flags.time:
     names = chosen or ["forward", "full", "bias", "ssf", "san", "lora"]
     arguments = [f"--model={flags.model}", f"--image-size={model.image_size}",
-                 f"--depth={model.depth}", f"--batch={flags.batch}", f"--threads={flags.threads}"]
+                 f"--depth={model.depth}", f"--batch={flags.batch}", f"--threads={flags.threads}",
+                 f"--keep-memory={flags.keep_memory}"]
     both = all(importlib.util.find_spec(name) for name in ("torch", "peft")) and not flags.no_torch
     print(f"{about}, {flags.threads} threads, float32: seconds a step, median of {flags.rounds}")
-    record = {"about": about, "threads": flags.threads,
+    record = {"about": about, "threads": flags.threads, "keep_memory": flags.keep_memory,
               "seconds": time_steps(names, arguments, flags.threads, flags.rounds, both)}
   else:
     names = [name for name in chosen or METHODS if name != "forward"]

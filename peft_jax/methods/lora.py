@@ -33,7 +33,8 @@ class LoRA(Method):
   share: names of sibling layers that use one A, held at the first: ("q", "k", "v") is LoRA on
     a fused qkv layer (rank 8 on ViT-B/16: 294,912 variables).
 
-  On a convolution the form W + s A B itself is evaluated: it costs the kernel's gradient.
+  On a convolution A is a convolution to `rank` channels and B a product; on a grouped one s A B is
+  formed and convolved.
   """
 
   collection: str = "lora"
@@ -91,13 +92,26 @@ class LoRA(Method):
     return {**params, "kernel": kernel + update.astype(kernel.dtype)}
 
   def call(self, site, v, params, layer, x, rng):
-    if site.is_conv:
-      return layer(self.weights(site, params, v), _dropped(x, self.dropout, rng))
     y = layer(params, x)
+    if site.is_conv:
+      return y + self._convolved(site, v, _dropped(x, self.dropout, rng)).astype(y.dtype)
     a = jnp.reshape(v["a"], (-1, self.rank)).astype(y.dtype)
     b = jnp.reshape(v["b"], (self.rank, -1)).astype(y.dtype)
-    low = _dropped(tokens(x, site.fan_in).astype(y.dtype), self.dropout, rng) @ a
+    # Its gradient is then formed as [rank, inputs], which XLA does 8 times faster on CPU than as
+    # [inputs, rank]; the barrier keeps XLA from turning it around again.
+    a = jax.lax.optimization_barrier(a.T)
+    low = _dropped(tokens(x, site.fan_in).astype(y.dtype), self.dropout, rng) @ a.T
     return y + jnp.reshape((self.alpha / self.rank * low) @ b, y.shape)
+
+  def _convolved(self, site, v, x):
+    """The site's convolution of x with the kernel s A B, as A's followed by a product with B."""
+    scale = self.alpha / self.rank
+    if site.groups > 1:  # each group's outputs would need an A of their own
+      conv = site.module.clone(use_bias=False)
+      return conv.apply({"params": {"kernel": scale * jnp.tensordot(v["a"], v["b"], 1)}}, x)
+    conv = site.module.clone(features=self.rank, use_bias=False)
+    low = conv.apply({"params": {"kernel": v["a"]}}, x)
+    return scale * low @ v["b"].astype(low.dtype)
 
 
 def _size(shape):
