@@ -55,7 +55,10 @@ def vectors(tuned, tree):
     while site_path and site_path not in tuned.table:
       site_path = site_path.rpartition("/")[0]
     stack = tuned.table[site_path].stack if site_path in tuned.table else ()
-    is_matrix = jnp.ndim(leaf) - len(stack) > 1
+    shape = jnp.shape(leaf)[len(stack) :]
+    # One value per output feature is a vector, also over the (heads, width) of a DenseGeneral.
+    outputs = tuned.table[site_path].fan_out if site_path in tuned.table else ()
+    is_matrix = len(shape) > 1 and shape != outputs
     return not (is_matrix and (collection != "params" or name == "kernel"))
 
   return nest({path: is_vector(path, leaf) for path, leaf in flat(tree).items()})

@@ -34,6 +34,7 @@ class Site:
   x, y: shapes of the first input and of the output, inside any lifted loop.
   fan_in, fan_out: kernel shape = fan_in + fan_out. Dense (768,) + (3072,); DenseGeneral
     (768,) + (12, 64); Conv (7, 7, in/groups) + (out,); a norm () + (channels,); else () + ().
+  module: the module itself, without variables and outside the model.
   """
 
   path: str
@@ -45,14 +46,14 @@ class Site:
   fan_in: tuple[int, ...] = ()
   fan_out: tuple[int, ...] = ()
   groups: int = 1
+  module: nn.Module | None = dataclasses.field(default=None, compare=False, repr=False)
 
   @property
   def is_conv(self):
     return issubclass(self.kind, nn.Conv)
 
   @property
-  def inputs(self):
-    """Number of input features: for a convolution its whole channel axis."""
+  def inputs(self):  # a convolution's whole channel axis
     return self.fan_in[-1] * self.groups if self.is_conv else math.prod(self.fan_in)
 
   def __str__(self):
@@ -79,8 +80,7 @@ def _fans(module, own):
 def sites(model, *args, **kwargs):
   """{path: Site} of every module call of `model(*args, **kwargs)`, in call order.
 
-  args: arrays or `jax.ShapeDtypeStruct`s; nothing is computed. A module called several times has
-  one entry, with the shapes of its last call.
+  args: arrays or `jax.ShapeDtypeStruct`s. Of several calls of a module the last one counts.
   """
   seen = {}
 
@@ -90,11 +90,11 @@ def sites(model, *args, **kwargs):
     if context.method_name == "__call__" and inputs and hasattr(inputs[0], "shape"):
       own = {n: v.shape for n, v in flat(context.module.variables.get("params", {})).items()}
       shapes = (tuple(inputs[0].shape), tuple(getattr(y, "shape", ())))
-      seen["/".join(context.module.path)] = (context.module, own, *shapes)
+      seen["/".join(context.module.path)] = (context.module.clone(parent=None), own, *shapes)
     return y
 
-  key = jax.random.key(0)
-  init = functools.partial(model.init, {"params": key, "dropout": key}, **kwargs)
+  rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
+  init = functools.partial(model.init, rngs, **kwargs)
   with nn.intercept_methods(spy):
     outer = flat(jax.eval_shape(init, *args).get("params", {}))
   table = {}
@@ -105,7 +105,7 @@ def sites(model, *args, **kwargs):
       stack = full[: len(full) - len(shape)]
     direct = {name: shape for name, shape in own.items() if "/" not in name}
     shapes = (tuple(direct.items()), stack, x, y, *_fans(module, direct))
-    table[path] = Site(path, type(module), *shapes)
+    table[path] = Site(path, type(module), *shapes, module)
   return table
 
 
@@ -117,12 +117,12 @@ def is_head(path, head):
 def select(table, pattern, kinds, *, head="", asker="this method"):
   """The sites that `pattern` names and whose kind is among `kinds`, in call order.
 
-  pattern: a regular expression for the whole path, which never selects the trained `head`, or a
-    tuple of exact paths, which may.
+  pattern: exact paths, or a regular expression for whole paths, which never selects the `head`.
   Raises NoSiteError when nothing matches or an exact path is absent, listing near sites.
   """
   usable = {path: site for path, site in table.items() if path and issubclass(site.kind, kinds)}
-  usable = {p: s for p, s in usable.items() if s.fan_out or not issubclass(s.kind, LINEAR)}
+  bare = {p for p, s in usable.items() if issubclass(s.kind, LINEAR + NORM) and not s.fan_out}
+  usable = {path: site for path, site in usable.items() if path not in bare}
   if isinstance(pattern, str):
     try:
       matcher = re.compile(pattern)
