@@ -9,7 +9,6 @@ variables; the frozen ones are an argument and are not returned. README.md says 
 """
 
 import argparse
-import ctypes
 import dataclasses
 import importlib.util
 import json
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 from peft_jax import models
 from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA
 from peft_jax.sites import sites
-from peft_jax.train import config
+from peft_jax.train import config, memory
 from peft_jax.train import step as steps
 from peft_jax.tuned import Tuned
 
@@ -278,22 +277,11 @@ def torch_runner(name, model, batch, threads):
 TORCH = ("forward", "full", "linear", "bias", "lora")  # what `torch_runner` knows
 
 
-def keep_memory():
-  """Makes glibc reuse freed memory; without this every step's pages are mapped and zeroed anew.
-
-  malloc(3): no chunk is mapped on its own (M_MMAP_MAX = 0), the heap is never trimmed
-  (M_TRIM_THRESHOLD = -1), and there is one heap (M_ARENA_MAX = 1), as others are small.
-  """
-  mallopt = ctypes.CDLL(None).mallopt
-  for option, value in ((-4, 0), (-1, -1), (-8, 1)):
-    mallopt(option, value)
-
-
 def work(worker, model, batch, threads, keep):
   """Answers every line on stdin with one step's seconds, by the clock and of all cores' work."""
   side, name = worker.split(":")
   if keep in (side, "both"):
-    keep_memory()
+    memory.keep()
   if side == "torch":
     run = torch_runner(name, model, batch, threads)
   else:
@@ -388,7 +376,7 @@ def parse(argv):
   parser.add_argument("--rounds", type=int, default=7, help="timed steps of each kind")
   parser.add_argument("--threads", type=int, default=min(2, os.cpu_count()))
   parser.add_argument("--no-torch", action="store_true", help="do not time PyTorch")
-  parser.add_argument("--keep-memory", choices=("none", "jax", "both"), default="none",
+  parser.add_argument("--keep-memory", choices=("none", "jax", "both"), default="jax",
                       help="whose freed memory glibc keeps for the next step")
   parser.add_argument("--worker", help=argparse.SUPPRESS)
   flags = parser.parse_args(argv)
