@@ -112,6 +112,8 @@ def configure(args, task, row, rate, epochs):
   config = config_lib.default().unlock()
   config.task, config.methods, config.weights = task, methods, spec
   config.model.name, config.model.image_size = "dinov2_vits14", args.size
+  if spec == "random":
+    config.model.layer_scale = 1.0  # DINOv2's initial 1e-5 would leave the blocks mute
   config.batch_size = 32
   config.optim.lr, config.optim.warmup_lr = rate, rate / 10
   config.optim.epochs, config.optim.warmup_epochs = epochs, 1

@@ -59,6 +59,8 @@ def default():
     "loop": "python",
     "dtype": "float32",
     "attention": "xla",
+    # None: the preset's. Random weights want 1: DINOv2 starts from 1e-5, at which blocks are mute.
+    "layer_scale": config_dict.placeholder(float),
   }
   c.optim = {
     "lr": 1e-3,
@@ -188,6 +190,7 @@ def resolve(config):
   preset = models.preset(c.model.name)
   for place, name, value in [
     (c.model, "image_size", preset.image_size),
+    (c.model, "layer_scale", preset.layer_scale),
     (c.data, "normalize", preset.normalize),
     (c, "weights", preset.weights),
   ]:
