@@ -37,7 +37,8 @@ def test_equals_a_plain_loop_for_every_size(predicted):
       assert found["count"] == n and found["correct"] == right[:n].sum()
       assert found["accuracy"] == right[:n].mean()
       expected = -log_p[np.arange(n), labels[:n]].mean()
-      np.testing.assert_allclose(found["loss"], expected, rtol=1e-5)
+      # Another batch shape is another program, which rounds otherwise.
+      np.testing.assert_allclose(found["loss"], expected, rtol=1e-4)
   for label, accuracy in enumerate(found["per_class"]):
     mine = right[:65][labels[:65] == label]
     assert accuracy == (mine.mean() if len(mine) else None)
