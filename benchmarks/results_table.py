@@ -29,7 +29,7 @@ import optax
 from peft_jax import data, models, weights
 from peft_jax.data import tasks as task_table
 from peft_jax.train import config as config_lib
-from peft_jax.train import log, loop
+from peft_jax.train import log, loop, memory
 
 TASKS = ("mini_clevr_count", "mini_texture", "mini_fashion")
 PIXELS = 32  # side of the images that the raw-pixel probe sees
@@ -50,6 +50,7 @@ PROBES = {"pixels": f"raw pixels ({PIXELS} px), linear", "linear": "frozen featu
 def main():
   args = arguments()
   if not args.render:
+    memory.keep()
     for task in args.tasks:
       for row in PROBES:
         probe(args, task, row)

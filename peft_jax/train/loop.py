@@ -27,7 +27,7 @@ from etils import epath
 
 from peft_jax import adapter_file, data, methods, models, safetensors, weights
 from peft_jax.sites import sites
-from peft_jax.train import checkpoint, evaluate, feed, log, memory, shard
+from peft_jax.train import checkpoint, evaluate, feed, log, shard
 from peft_jax.train import step as steps
 from peft_jax.train.config import differing, flatten, resolve
 from peft_jax.tree import flat
@@ -59,8 +59,6 @@ def run(config, workdir=None, devices=None):
   if result is not None:
     print(f"{workdir} is finished: {summary(result)}")
     return result
-  if parallel.devices[0].platform == "cpu":
-    memory.keep()
   parts = prepare(config)
   log.write(workdir / "parameters.txt", f"{parts.tuned}\n")
   print(f"{workdir}: {describe(config, parts, parallel)}", flush=True)
