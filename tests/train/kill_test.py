@@ -115,5 +115,6 @@ def test_ten_kills_change_no_bit(command, tmp_path):
   for name in COMPARED:
     assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
   found = json.loads((killed / "result.json").read_text())
-  for key in set(expected) - {"seconds"}:
-    assert found[key] == expected[key], key
+  for result in (expected, found):
+    del result["seconds"], result["versions"]["commit"]  # the tree may be edited meanwhile
+  assert found == expected
