@@ -81,9 +81,10 @@ def test_folders_that_cannot_work_are_named(pictures, backbone, tmp_path):
   (tmp_path / "two" / "full").mkdir(parents=True)
   (tmp_path / "two" / "empty").mkdir()
   Image.new("RGB", (9, 9)).save(tmp_path / "two" / "full" / "a.png")
-  (tmp_path / "bad" / "x").mkdir(parents=True)
-  for name in ("a.png", "b.png", "c.png"):
-    Image.new("RGB", (9, 9)).save(tmp_path / "bad" / "x" / name)
+  for name in ("x", "y"):
+    (tmp_path / "bad" / name).mkdir(parents=True)
+    for file in ("a.png", "b.png"):
+      Image.new("RGB", (9, 9)).save(tmp_path / "bad" / name / file)
   (tmp_path / "bad" / "x" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
   for root, named in ((tmp_path / "two", "empty"), (tmp_path / "bad", "broken.jpg")):
     done = train(root, backbone, tmp_path / "run")
