@@ -39,7 +39,7 @@ def main(argv):
       raise
     return stop(error, 1)
   except KeyboardInterrupt:
-    return stop("interrupted; run the same command again to go on.", 130)
+    return stop("interrupted; the same command goes on from the last checkpoint.", 130)
   return 0
 
 

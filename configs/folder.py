@@ -3,8 +3,8 @@
     python train.py --config=configs/folder.py --config.data.root=PATH
     python -m peft_jax predict runs/.../adapter.safetensors PHOTO.jpg
 
-PATH holds train/<class>/ and test/<class>/, or <class>/ folders alone, of which a fixed fifth is
-then kept for testing.
+PATH holds train/<class>/ and test/<class>/ (or val/), or <class>/ folders alone, of which a fixed
+fifth is then kept for testing.
 """
 
 from peft_jax.train import config as config_lib
@@ -22,5 +22,6 @@ def get_config(argument=""):
   config.optim.warmup_epochs = 1
   config.optim.warmup_lr = 2e-4
   config.optim.epochs = 20
+  config.checkpoint.every_steps = 50
   config.eval.every_epochs = 5
   return config.lock()

@@ -17,7 +17,8 @@ def get_config(argument=""):
   config = config_lib.default().unlock()
   config.task = given["task"]
   config.model.name = given["backbone"]
-  config.model.image_size = 70  # 5 x 5 patches
+  if given["backbone"].startswith("dinov2"):
+    config.model.image_size = 70  # 5 x 5 patches
   config.batch_size = 32
   config.optim.lr = 4e-3  # peak, absolute
   config.optim.warmup_epochs = 1

@@ -5,6 +5,9 @@ initial values; here: AugReg, its own normalisation, B = 0. NOAH's own table is 
 the digit from its release (its issue 15); not run here. Trained: 294,912 of 85,798,656, and head.
 
     python train.py --config=configs/vtab_lora.py:task=cifar100,backbone=vit_b16
+
+Needs the image-list folders in data/vtab-1k/<task>/ (made by NOAH's data/vtab-source/get_vtab1k.py)
+and AugReg's B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
 """
 
 from peft_jax.train import vtab

@@ -6,6 +6,9 @@ task is not published. SAN Table 1 prints a mean of 75.00 (its rows average to 7
 tasks, best epoch on the test split; not run here. Trained: 186,624 of 85,798,656, and the head.
 
     python train.py --config=configs/vtab_san.py:task=cifar100,backbone=vit_b16
+
+Needs the image-list folders in data/vtab-1k/<task>/ (made by NOAH's data/vtab-source/get_vtab1k.py)
+and AugReg's B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
 """
 
 from peft_jax.train import vtab

@@ -5,6 +5,9 @@ Published: 73.10 as the mean of 19 tasks, 75.69 as the mean of the three groups,
 best epoch on the test split; not run here. Trained: 205,824 of 85,798,656, and the head.
 
     python train.py --config=configs/vtab_ssf.py:task=cifar100,backbone=vit_b16
+
+Needs the image-list folders in data/vtab-1k/<task>/ (made by NOAH's data/vtab-source/get_vtab1k.py)
+and AugReg's B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
 """
 
 from peft_jax.train import vtab

@@ -20,6 +20,7 @@ import collections.abc
 import dataclasses
 import importlib.metadata
 import json
+import math
 import re
 
 import flax.linen as nn
@@ -229,8 +230,12 @@ def _check_header(found):
   for part, fields in PARTS.items():
     if found[part] is not None:
       _check_fields(found[part], fields, f"{part}.")
-  if not re.fullmatch("([0-9a-f]{8})*", found["base"]["key"]):
+  if not re.fullmatch("([0-9a-f]{16})?", found["base"]["key"]):  # two words of 32 bits
     raise ValueError("base.key is no key")
+  try:
+    re.compile(found["head"])
+  except re.error as error:
+    raise ValueError(f"head is no regular expression ({error})") from None
   if not all(isinstance(m, dict) and isinstance(m.get("method"), str) for m in found["methods"]):
     raise ValueError("methods is no list of named methods")
   if not all(isinstance(name, str) for name in found["class_names"] or []):
@@ -315,19 +320,19 @@ def methods_of(header):
     for option, value in fields.items():
       if option not in known:
         raise ValueError(f"its method {name!r} has an option {option!r} that is not known here.")
-      if not _fits(value, known[option]):
+      if not _fits(value, known[option], option):
         raise ValueError(f"its method {name!r} has {option}={value!r}, which is of the wrong type.")
     methods.append(METHODS[name](**fields))
   return tuple(methods)
 
 
-def _fits(value, default):
+def _fits(value, default, option):
   """Whether a value may stand where a field has this default."""
   if default is None or default is dataclasses.MISSING:
     return True
   if isinstance(default, float):
-    return type(value) in (int, float)
-  if isinstance(default, (str, tuple)):  # `sites` is either
+    return type(value) in (int, float) and math.isfinite(value)
+  if option == "sites":
     return isinstance(value, (str, tuple))
   return type(value) is type(default)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from peft_jax.sites import is_head
+from peft_jax.sites import NoSiteError, is_head
 from peft_jax.tree import flat, nest
 
 
@@ -12,8 +12,14 @@ def labels(tuned, variables):
   """The optimizer group of every leaf, in the structure of `variables`, for multi_transform.
 
   "head"; a collection's name for a method's variables; "backbone" for backbone parameters that a
-  method trains as they are; "freeze" for the rest and for all integer leaves.
+  method trains as they are; "freeze" for the rest and for all integer leaves. Raises NoSiteError
+  when `tuned.head` names no module.
   """
+  if tuned.head and not any(is_head(path, tuned.head) for path in tuned.table):
+    raise NoSiteError(
+      f"head={tuned.head!r} names no module of the model, so its head would not be trained: name "
+      "the head's modules in Tuned(head=...), or give '' for a model without one."
+    )
   paths = frozenset(flat(variables.get("params", {})))
   trained = frozenset().union(*(m.trains(tuned.table, paths) for m in tuned.methods))
   own = {m.collection for m, _ in tuned.bound}

@@ -95,7 +95,7 @@ def read(path):
   """
   path = epath.Path(path)
   if not path.exists() or path.is_dir():
-    what = "is a folder, not" if path.is_dir() else "does not exist, so it is not"
+    what = "is a folder, not" if path.is_dir() else "does not exist: it is not"
     raise FileNotFoundError(f"{path} {what} a safetensors file.")
   content = path.read_bytes()
   try:

@@ -17,6 +17,7 @@ import jax
 from peft_jax.tree import flat
 
 LINEAR = (nn.Dense, nn.DenseGeneral, nn.Conv)
+RNGS = ("params", "dropout")
 NORM = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # BatchNorm is absent: its statistics are state
 
 
@@ -57,14 +58,12 @@ class Site:
     return self.fan_in[-1] * self.groups if self.is_conv else math.prod(self.fan_in)
 
   def __str__(self):
-    stack = f"{list(self.stack)} " if self.stack else ""
-    return f"{self.path}  {self.kind.__name__}  {stack}{self.x} -> {self.y}"
+    return f"{self.path}  {self.kind.__name__}  {self.x} -> {self.y}"
 
 
-def _fans(module, own):
-  """(fan_in, fan_out, groups) of a module; () and () where no method can act on it."""
+def _fans(module, own):  # fan_in, fan_out, groups; () and () where no method can act
   kernel = own.get("kernel")
-  if isinstance(module, NORM) and own:
+  if isinstance(module, NORM) and own and getattr(module, "feature_axes", -1) in (-1, (-1,)):
     return (), next(iter(own.values())), 1
   if isinstance(module, nn.Conv):
     return kernel[:-1], kernel[-1:], module.feature_group_count
@@ -93,8 +92,7 @@ def sites(model, *args, **kwargs):
       seen["/".join(context.module.path)] = (context.module.clone(parent=None), own, *shapes)
     return y
 
-  rngs = {name: jax.random.key(0) for name in ("params", "dropout")}
-  init = functools.partial(model.init, rngs, **kwargs)
+  init = functools.partial(model.init, {n: jax.random.key(0) for n in RNGS}, **kwargs)
   with nn.intercept_methods(spy):
     outer = flat(jax.eval_shape(init, *args).get("params", {}))
   table = {}
@@ -103,6 +101,8 @@ def sites(model, *args, **kwargs):
     for name, shape in own.items():
       full = outer[f"{path}/{name}".lstrip("/")].shape
       stack = full[: len(full) - len(shape)]
+      if full != stack + shape:
+        raise NoSiteError(f"{path}/{name} {full} is not stacked on axis 0 of {shape}: scan it so.")
     direct = {name: shape for name, shape in own.items() if "/" not in name}
     shapes = (tuple(direct.items()), stack, x, y, *_fans(module, direct))
     table[path] = Site(path, type(module), *shapes, module)
@@ -134,7 +134,7 @@ def select(table, pattern, kinds, *, head="", asker="this method"):
     chosen = {p: s for p, s in usable.items() if p in pattern}
     wrong = [p for p in pattern if p not in usable] or ([] if chosen else [pattern])
   if wrong:
-    near = difflib.get_close_matches(str(wrong[0]), usable, n=4, cutoff=0.3) or list(usable)[:4]
+    near = difflib.get_close_matches(str(wrong[0]), usable, 4, 0.3) or list(usable)[:4]
     raise NoSiteError(
       f"{asker}: {wrong[0]!r} selects none of the {len(usable)} sites of kind "
       f"{', '.join(kind.__name__ for kind in kinds)}. Whole paths must match; near ones are\n"

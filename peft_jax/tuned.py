@@ -25,7 +25,7 @@ class Tuned:
 
   model: a Linen module whose first call argument is its input; table: sites(model, x).
   methods: in order, methods[0] closest to the weights; `merge` folds in this order.
-  head: regular expression of the module paths that form the head, which is always trained.
+  head: regular expression of the head's module paths, always trained; "" for none.
 
   `variables` is {"params": backbone and head, **one collection per method}. At one site, methods
   up to the last that is known only as a change of weights are folded into the weights, the others
@@ -46,18 +46,16 @@ class Tuned:
   @functools.cached_property
   def bound(self):
     """((method as bound to the table, {path: its Site}), ...) of the methods with variables."""
-    chosen = {
-      m: select(self.table, m.sites, m.kinds, head=self.head, asker=type(m).__name__)
-      for m in self.methods
-      if m.collection
-    }
-    return tuple((m.bind(self.table, places), places) for m, places in chosen.items())
+    bound = []
+    for m in (m for m in self.methods if m.collection):
+      places = select(self.table, m.sites, m.kinds, head=self.head, asker=type(m).__name__)
+      bound.append((m.bind(self.table, places), places))
+    return tuple(bound)
 
   def init(self, key, params=None):
-    """{collection: nested variables} of all methods, without a forward pass.
+    """{collection: nested variables} of all methods; params: the backbone's, if they start there.
 
-    params: the backbone's, for methods that start from them. A value depends on the key, the
-    collection and the path only, never on other methods or sites.
+    A value depends on the key, the collection and the path only, never on other methods or sites.
     """
     params, collections = flat(params or {}), {}
     for method, places in self.bound:
@@ -98,8 +96,8 @@ class Tuned:
   def apply(self, variables, *args, **kwargs):
     """model.apply(variables, *args, **kwargs) with every method acting at its sites.
 
-    rngs: "tuning" is the stream of the methods' own dropout; without it they are deterministic.
-    Raises NoSiteError when a selected site did not run.
+    rngs: "tuning" is the stream of the methods' own dropout. Raises NoSiteError when a selected
+    site did not run.
     """
     derived, ran = self.derived(variables), set()
     read = {(c, path.rpartition("/")[0]) for c, tree in derived.items() for path in tree}
@@ -125,14 +123,16 @@ class Tuned:
       for m, site in here[:cut]:
         params = reweighted(m, site, params, values[m.collection])
       key = module.make_rng("tuning") if module.has_rng("tuning") else None
+      if key is None and "tuning" in (kwargs.get("rngs") or {}):
+        raise NoSiteError(f"The loop around {path!r} hides the rng stream 'tuning': split it.")
       for m, site in here[cut:]:
         rng = None if key is None else _fold_in(key, m.collection)
         layer = functools.partial(_call, m, site, values[m.collection], layer, rng)
       return layer(params, inputs[0])
 
     with nn.intercept_methods(interceptor):
-      nested = {collection: nest(tree) for collection, tree in derived.items()}
-      y = self.model.apply({**variables, **nested}, *args, **kwargs)
+      read_by_sites = {collection: nest(tree) for collection, tree in derived.items()}
+      y = self.model.apply({**variables, **read_by_sites}, *args, **kwargs)
     if read - ran:
       collection, path = sorted(read - ran)[0]
       raise NoSiteError(
@@ -145,8 +145,8 @@ class Tuned:
   def merge(self, variables):
     """Backbone parameters that reproduce `apply` without any method; `variables` is unchanged.
 
-    Raises ValueError for a method that is no change of weights, and where the merged tree would
-    need a parameter that the backbone lacks (a shift on a bias-free layer).
+    Raises ValueError where no parameters can: a method that is no change of weights, a shift on a
+    layer without bias.
     """
     params, derived = flat(variables["params"]), self.derived(variables)
     for method, places in self.bound:
@@ -194,7 +194,5 @@ def _fold_in(key, word):
   return jax.random.fold_in(key, zlib.crc32(word.encode()))
 
 
-def _mapped(function, site):
-  for _ in site.stack:  # once for every loop that lifts the site
-    function = jax.vmap(function)
-  return function
+def _mapped(function, site):  # over the layers of every loop that lifts the site
+  return functools.reduce(lambda mapped, _: jax.vmap(mapped), site.stack, function)

@@ -141,7 +141,7 @@ def script():
      "train.py: Permission denied (/runs/x): choose another --workdir"),
     (FileNotFoundError("There is no weights file w.npz."), 3,
      "train.py: There is no weights file w.npz.\n"),
-    (KeyboardInterrupt(), 130, "train.py: interrupted; run the same command again"),
+    (KeyboardInterrupt(), 130, "train.py: interrupted; the same command goes on"),
   ],
   ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )

@@ -27,7 +27,10 @@ LAYOUT = "one folder a class, or train/ and val/ with one folder a class in each
 def open_folder(root, size, resize):
   """The Dataset "folder"; every image's header is read, so that a broken file is named now."""
   if root is None:
-    raise ValueError(f"Task 'folder' needs data.root: the folder with your images, {LAYOUT}.")
+    raise ValueError(
+      "Task 'folder' needs data.root (--config.data.root=PATH): the folder with your images, "
+      f"{LAYOUT}."
+    )
   root = epath.Path(root).expanduser()
   if not root.is_dir():
     raise FileNotFoundError(f"data.root {root} is not a folder; it should hold {LAYOUT}.")

@@ -41,6 +41,8 @@ def order(seed, step, batch, n):
   per_epoch = steps_per_epoch(batch, n)
   if isinstance(seed, jax.core.Tracer) or isinstance(step, jax.core.Tracer):
     step = jnp.asarray(step, jnp.int32)
+    if not isinstance(seed, jax.core.Tracer):
+      seed = np.uint32(int(seed) % 2**32)
     places = _permutation(jnp.asarray(seed).astype(jnp.uint32), step // per_epoch, n)
     return jax.lax.dynamic_slice_in_dim(places, step % per_epoch * batch, batch)
   epoch, place = divmod(int(step), per_epoch)

@@ -29,7 +29,9 @@ class LoRA(Method):
   rank: width of the bottleneck; at most min(prod(fan_in), prod(fan_out)), else ValueError.
   alpha: numerator of s; alpha = rank gives s = 1.
   dropout: probability of dropping an entry of x on the low-rank path; needs the "tuning" rng
-    stream, so a call without it (evaluation) is deterministic and equal to the merged model.
+    stream, so a call without it (evaluation) is deterministic and equal to the merged model. Each
+    layer draws its own mask, also under `share`. No effect below a method that is only a change
+    of weights, which folds this one in.
   share: names of sibling layers that use one A, held at the first: ("q", "k", "v") is LoRA on
     a fused qkv layer (rank 8 on ViT-B/16: 294,912 variables).
 
@@ -65,6 +67,15 @@ class LoRA(Method):
           f"LoRA: share={self.share} ties {path} to {missing[0]}, which `sites` does not select; "
           "select all of them or shorten `share`."
         )
+      if name in self.share and any(chosen[s].fan_in != site.fan_in for s in siblings):
+        raise ValueError(
+          f"LoRA: share={self.share} ties {path} to a layer with other inputs; tie layers that "
+          "read the same features."
+        )
+    if self.share and not any(path.rpartition("/")[2] in self.share for path in chosen):
+      raise ValueError(
+        f"LoRA: share={self.share} names none of the selected layers, such as {next(iter(chosen))}."
+      )
     return self
 
   def init(self, site, key, params):

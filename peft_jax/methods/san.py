@@ -109,15 +109,22 @@ class SAN(Method):
 
   def bind(self, table, chosen):
     """The same method with every option spelt out and the wires among its own sites."""
-    wires = tuple(Wire(*wire) for wire in self.wiring)
+    try:
+      wires = tuple(Wire(*wire) for wire in self.wiring)
+    except TypeError:
+      form = "((site, (source, ...)), ...)"
+      raise ValueError(f"SAN: wiring={self.wiring!r} is not of the form {form}.") from None
     qkv, proj = self._option("qkv_source"), self._option("proj_source")
     if self.mode == "nt":
       wires = ()
     elif not wires:
       wires = vit_wiring(table, qkv, proj)
-    strangers = {path for wire in wires for path in (wire.site, *wire.sources)} - set(table)
+    named = {path for wire in wires for path in (wire.site, *wire.sources, *wire[2:]) if path}
+    strangers = named - set(chosen if self.wiring else table)
     if strangers:
-      raise ValueError(f"SAN: the wiring names {sorted(strangers)[0]!r}, which is no site.")
+      raise ValueError(
+        f"SAN: the wiring names {sorted(strangers)[0]!r}, which `sites` does not select."
+      )
     wires = tuple(
       wire._replace(recal=wire.recal or wire.site)
       for wire in wires

@@ -38,10 +38,11 @@ class SSF(Method):
     return {"scale": 1 + 0.02 * scale, "shift": 0.02 * shift}
 
   def weights(self, site, params, v):
-    """A site without bias gains one, which the engine refuses to fold."""
+    """A site without bias, or a norm without scale, gains one: the engine refuses to fold it."""
     gain = "kernel" if "kernel" in params else "scale"
     axes = len(site.fan_out)
     new = dict(params)
+    new[gain] = v["scale"]
     if gain in params:
       new[gain] = params[gain] * along(v["scale"], params[gain], axes)
     shift = v["shift"]

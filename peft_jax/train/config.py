@@ -21,6 +21,8 @@ from ml_collections import config_dict
 
 from peft_jax import methods as methods_lib
 from peft_jax import models
+from peft_jax.data.augment import AUGMENTS
+from peft_jax.data.pipeline import MEAN_STD
 
 USAGE = 2  # exit code: the command line is wrong
 
@@ -66,7 +68,7 @@ def default():
     "lr": 1e-3,
     "head_lr": config_dict.placeholder(float),  # None: lr
     "group_lr": {  # None: lr; one per method's collection, and the backbone's own parameters
-      **{name: config_dict.placeholder(float) for name in methods_lib.METHODS},
+      **{n: config_dict.placeholder(float) for n, m in methods_lib.METHODS.items() if m.collection},
       "backbone": config_dict.placeholder(float),
     },
     "weight_decay": 0.0,
@@ -201,6 +203,8 @@ def resolve(config):
       f"{c.model.name} has no weights of its own; give --config.weights=FILE.npz, or =random."
     )
   _among("parallel", c.parallel, ("jit", "pmap"))
+  _among("data.normalize", c.data.normalize, MEAN_STD)
+  _among("data.augment", c.data.augment, AUGMENTS)
   for key in (
     "batch_size",
     "eval.batch_size",
@@ -218,6 +222,9 @@ def resolve(config):
       raise ValueError(f"{key}={value} is outside [0, 1).")
   for key in ("warmup_epochs", "cooldown_epochs", "lag", "clip", "weight_decay", "lr", "min_lr"):
     _range(f"optim.{key}", c.optim[key], 0)
+  for key, value in flatten(c.optim).items():
+    if key in ("head_lr", "warmup_lr", "eps") or key.startswith("group_lr."):
+      _range(f"optim.{key}", 0 if value is None else value, 0)
   return c.lock()
 
 
@@ -249,14 +256,16 @@ def parse_flags(argv):
 
   What the user typed wrongly gives one line on stderr and exit code 2, no traceback.
   """
+  if {"--help", "-help", "-h"} & set(argv[1:]):
+    print(sys.modules["__main__"].__doc__)
+    sys.exit(0)
   try:
     known = keys(_load(argv))
     for typed in argv:
       key = re.fullmatch(r"--?config\.([^=]+)(=.*)?", typed)
       if key and key[1] not in known:
-        raise ValueError(
-          f"The config has no key {key[1]!r}; did you mean {nearest(key[1], known)!r}?"
-        )
+        near = "--workdir" if key[1] == "workdir" else nearest(key[1], known)
+        raise ValueError(f"The config has no key {key[1]!r}; did you mean {near!r}?")
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f"{rest[1]!r} is not an option; options look like --config.seed=1.")

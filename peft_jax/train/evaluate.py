@@ -11,11 +11,17 @@ from peft_jax import data
 from peft_jax.train.step import cross_entropy
 
 
-def predictor(tuned, normalize, parallel):
-  """logits(variables, images uint8 [B, S, S, 3]) -> [B, K], compiled; B divides over devices."""
+def predictor(tuned, normalize, parallel, options=None):
+  """logits(variables, images uint8 [B, S, S, 3]) -> [B, K], compiled; B divides over devices.
+
+  options: of the compiler.
+  """
 
   @functools.partial(
-    jax.jit, in_shardings=(parallel.copied, parallel.split), out_shardings=parallel.copied
+    jax.jit,
+    in_shardings=(parallel.copied, parallel.split),
+    out_shardings=parallel.copied,
+    compiler_options=options,
   )
   def logits(variables, images):
     return tuned.apply(variables, data.normalize(images, normalize))

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from peft_jax import adapter_file, data, methods, models, safetensors, weights
+from peft_jax import adapter_file, data, methods, models, weights
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, evaluate, feed, log, shard
 from peft_jax.train import step as steps
@@ -106,6 +106,12 @@ def prepare(config):
   )
   train_split = dataset.split(config.data.train_split or dataset.train_split)
   eval_split = dataset.split(config.data.eval_split or dataset.eval_split)
+  if both := set(train_split.keys) & set(eval_split.keys):
+    raise ValueError(
+      f"{len(both)} images of data.eval_split={eval_split.name} are among those of "
+      f"data.train_split={train_split.name}; take splits apart, such as "
+      "--config.data.train_split=train800 --config.data.eval_split=val200."
+    )
   model = models.create(num_classes=dataset.num_classes, **config.model)
   params, base = weights.load(config.weights, model, key=steps.key(config.seed, "weights", 0))
   size = config.model.image_size
@@ -115,6 +121,11 @@ def prepare(config):
   trained, frozen = tuned.split(variables)
   per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
   groups = set(jax.tree.leaves(tuned.labels(trained)))
+  for group, rate in config.optim.group_lr.items():
+    if rate is not None and group not in groups:
+      raise ValueError(
+        f"optim.group_lr.{group} is set, but this run trains {', '.join(sorted(groups))} only."
+      )
   return Parts(
     dataset=dataset,
     train_split=train_split,
@@ -185,6 +196,8 @@ def train(config, workdir, parallel, parts, manager):
     if due["eval"]:
       with progress.pause():
         meta = assessed(meta, assess(parallel.whole(state), parallel.whole(frozen)), epoch)
+      if not np.isfinite(meta["last"]["loss"]):
+        raise not_finite(f"The loss on {parts.eval_split.name} is", done, manager, config)
       row = evaluation_row(meta, parts.eval_split.name, done, epoch)
       record(row)
       progress.say("  ".join(f"{name} {_short(value)}" for name, value in row.items()))
@@ -219,21 +232,30 @@ def begin(config, workdir, parts, manager):
 
 def compiler_options(config, parallel):
   """What makes a GPU give the same bits in every process."""
-  gpu = parallel.devices[0].platform == "gpu"
-  return {"xla_gpu_deterministic_ops": True} if gpu and config.deterministic else None
+  wanted = parallel.devices[0].platform == "gpu" and config.deterministic
+  if wanted and parallel.how == "pmap":
+    raise ValueError(
+      "deterministic=True needs parallel='jit': pmap takes no compiler options; set one of them."
+    )
+  return {"xla_gpu_deterministic_ops": True} if wanted else None
 
 
 def check_finite(state, parallel, manager, config):
   """Raises NotFiniteError when a step so far had a loss or gradient that is not finite."""
   bad = int(parallel.whole(state["bad"]))
   if bad >= 0:
-    checkpoint.wait(manager)
-    good = manager.latest_step()
-    where = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint"
-    raise NotFiniteError(
-      f"The loss or its gradient is not finite at step {bad + 1}; {where} in {manager.directory}. "
-      f"Lower optim.lr (now {config.optim.lr:g}) or set optim.clip (now {config.optim.clip:g})."
-    )
+    raise not_finite("The loss, its gradient or an updated value is", bad + 1, manager, config)
+
+
+def not_finite(what, step, manager, config):
+  """The NotFiniteError of a step, naming the last good checkpoint."""
+  checkpoint.wait(manager)
+  good = manager.latest_step()
+  where = f"the last good checkpoint is that of step {good}" if good else "there is no checkpoint"
+  return NotFiniteError(
+    f"{what} not finite at step {step}; {where} in {manager.directory}. "
+    f"Lower optim.lr (now {config.optim.lr:g}) or set optim.clip (now {config.optim.clip:g})."
+  )
 
 
 def training_row(state, parallel, parts, done):
@@ -252,7 +274,8 @@ def training_row(state, parallel, parts, done):
 def assessor(config, parallel, parts):
   """A function (state, frozen) -> metrics of the evaluation split, of the average where on."""
   split, limit = parts.eval_split, config.data.resident_mb * 2**20
-  predict = evaluate.predictor(parts.tuned, config.data.normalize, parallel)
+  options = compiler_options(config, parallel)
+  predict = evaluate.predictor(parts.tuned, config.data.normalize, parallel, options)
   images = split.images
   if len(split) * split.size**2 * 3 <= limit:
     images = split.images().__getitem__
@@ -338,7 +361,9 @@ def merge(config, workdir, parallel, parts, trained):
   tuned = parts.tuned
   variables = join(trained, parts.frozen)
   merged = jax.device_get(tuned.merge(variables))
-  safetensors.write(workdir / "merged.safetensors", flat(models.unstack_blocks(merged)))
+  about = {"tuned": tuned, "base": parts.base, **adapter_file.of_run(config, parts.dataset)}
+  header = adapter_file.header(**about)
+  adapter_file.save_merged(workdir / "merged.safetensors", merged, header)
   some = parts.eval_split.images(np.arange(min(64, len(parts.eval_split))))
   images = data.normalize(some, config.data.normalize)
   with_methods = jax.jit(tuned.apply)(variables, images)
@@ -371,7 +396,14 @@ def count(parts):
 
 def versions():
   names = ("peft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  return {name: importlib.metadata.version(name) for name in names} | {"commit": commit()}
+  return {name: version(name) for name in names} | {"commit": commit()}
+
+
+def version(name):
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:  # run from its source
+    return "unknown"
 
 
 def commit():
@@ -387,13 +419,17 @@ def commit():
 
 
 def describe(config, parts, parallel):
-  """One line on what is about to be trained."""
+  """One line on what is about to be trained; another where the learning rate is never reached."""
   n = count(parts)
+  optim = config.optim
+  note = ""
+  if optim.warmup_epochs + optim.lag >= optim.epochs:
+    note = f"\nnote: warm-up takes all {optim.epochs} epochs, so optim.lr is never reached"
   device = parallel.devices[0]
   return (
     f"{'+'.join(config.methods)} on {config.model.name} ({parts.base.name}), {config.task} with "
     f"{len(parts.train_split)} images, {n['trained']:,} trained numbers ({n['percent']:.2f} % of "
-    f"the backbone), {len(parallel.devices)} x {device.device_kind}"
+    f"the backbone), {len(parallel.devices)} x {device.device_kind}{note}"
   )
 
 

@@ -126,7 +126,9 @@ def training_step(tuned, tx, *, seed, augment, normalize, label_smoothing, ema, 
     with jax.numpy_dtype_promotion("standard"):  # optax counts on it: decay**count
       updates, opt = tx.update(grads, state["opt"], state["train"])
     train = optax.apply_updates(state["train"], updates)
-    finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+    # Of the updated values too: what is saved after this step must be sound.
+    norms = optax.global_norm(grads), optax.global_norm(train)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norms[0]) & jnp.isfinite(norms[1])
     new = {
       "train": train,
       "opt": opt,

@@ -2,8 +2,8 @@
 
 Images are squashed to 224 x 224 with Pillow's bicubic filter, without augmentation; training is on
 train800val200, the result is the top-1 accuracy on the whole test split after the last epoch. The
-scripts of SSF, GPS, SAN and SPT report their best epoch on the test split instead: that number is
-here too, as best_epoch_test_accuracy.
+scripts of SSF, GPS, SAN and SPT report their best epoch on the test split instead: the best of
+the epochs evaluated (eval.every_epochs) is here too, as best_epoch_test_accuracy.
 """
 
 from __future__ import annotations

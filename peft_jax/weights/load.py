@@ -82,7 +82,10 @@ def source(spec, model):
   """(arrays in our names, file, its SHA-256, way of resizing its position table) of a spec."""
   if spec == "dinov2_vits14":
     arrays = package.dinov2_vits14()
-    names.same_heads(package.HEADS, model.heads)
+    try:
+      names.same_heads(package.HEADS, model.heads)
+    except ValueError as error:
+      raise ValueError(f"{spec}: {error}") from None
     return arrays, f"{package.PACKAGE}/{package.FILE}", package.SHA256, "bicubic_clamped"
   if not spec.endswith(".npz"):
     raise ValueError(f"weights {spec!r} are neither 'random' nor 'dinov2_vits14' nor the path of "

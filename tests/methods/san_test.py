@@ -363,7 +363,7 @@ def test_an_unknown_option_is_an_error(option):
 
 def test_a_wire_to_nowhere_is_an_error():
   model, table = vit()
-  with pytest.raises(ValueError, match="SAN: the wiring names 'stem', which is no site"):
+  with pytest.raises(ValueError, match="SAN: the wiring names 'stem', which `sites`"):
     Tuned(model, (SAN(wiring=(Wire("encoder/blocks_0/attn/q", ("stem",)),)),), table)
 
 

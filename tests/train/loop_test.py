@@ -108,8 +108,15 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_bits(
   assert again["trained_sha256"] == result["trained_sha256"]
 
 
+def test_a_first_step_that_diverges_is_not_saved(tiny, tmp_path):
+  config = tiny({"optim.lr": 1e38, "checkpoint.every_steps": 1, "eval.every_epochs": 1})
+  with pytest.raises(loop.NotFiniteError, match="at step 1; there is no checkpoint in"):
+    run(config, tmp_path)
+  assert not any((tmp_path / "checkpoints").iterdir())
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_before_a_bad_checkpoint(tiny, tmp_path):
-  config = tiny({"optim.lr": 1e38, "checkpoint.every_steps": 1, "checkpoint.keep": 50})
+  config = tiny({"optim.lr": 1e12, "checkpoint.every_steps": 1, "checkpoint.keep": 50})
   with pytest.raises(loop.NotFiniteError) as caught:
     run(config, tmp_path)
   said = str(caught.value)
@@ -119,7 +126,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_a_bad_checkpoint(tiny, t
     like = steps.start(parts.train, parts.tx, config.ema)
     _, state, _ = checkpoint.restore(manager, like)
   assert f"not finite at step {good + 1}; the last good checkpoint is that of step {good}" in said
-  assert "Lower optim.lr (now 1e+38)" in said and "\n" not in said
+  assert "Lower optim.lr (now 1e+12)" in said and "\n" not in said
   assert int(state["bad"]) == -1 and np.isfinite(state["tally"]["loss"])
   assert not (tmp_path / "result.json").exists()
 
