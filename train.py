@@ -17,8 +17,8 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from peft_jax.train import checkpoint, loop, memory
 from peft_jax.train import config as config_lib
-from peft_jax.train import loop, memory
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "FILE.py or FILE.py:key=value,key=value")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run; default runs/<its parts>")
@@ -27,6 +27,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of this run; default runs
 def main(argv):
   del argv
   logging.set_verbosity(logging.FATAL)  # the storage library logs what it raises as well
+  checkpoint.mute_late_writes()
   memory.keep()
   try:
     loop.run(CONFIG.value, WORKDIR.value)

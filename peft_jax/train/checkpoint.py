@@ -11,13 +11,14 @@ was written, else the checkpoint counts as damaged and the one before it is used
 from __future__ import annotations
 
 import errno
-import hashlib
+import sys
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from peft_jax.files import digest
 from peft_jax.tree import flat, nest
 
 PART = ".orbax-checkpoint-tmp"  # in the name of a step that is still being written
@@ -51,16 +52,6 @@ def named(tree):
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): np.array(leaf) for path, leaf in leaves
   }
-
-
-def digest(leaves):
-  """Hex SHA-256 over name, dtype, shape and bytes of {name: array}."""
-  sha = hashlib.sha256()
-  for name in sorted(leaves):
-    leaf = np.asarray(leaves[name])
-    sha.update(f"{name} {leaf.dtype} {leaf.shape}\n".encode())
-    sha.update(np.ascontiguousarray(leaf).tobytes())
-  return sha.hexdigest()
 
 
 def save(manager, step, state, meta):
@@ -149,6 +140,22 @@ def _set_aside(manager, step):
 def _first_line(error):
   text = (str(error).splitlines() or [""])[0]
   return text if len(text) < 120 else text[:117] + "..."
+
+
+def mute_late_writes():
+  """Keeps the storage library from printing a traceback for each write that a full disk left over.
+
+  When one array cannot be written the failure is raised (see `save`) and the library's event loop
+  is closed; the writes still under way in its threads then find no loop to report to. For programs
+  that end there: the filter stays for the rest of the process.
+  """
+  report = sys.unraisablehook
+
+  def hook(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+      report(unraisable)
+
+  sys.unraisablehook = hook
 
 
 class _disk_errors:

@@ -3,6 +3,8 @@
 import errno
 import pathlib
 import shutil
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -158,6 +160,45 @@ def test_a_full_disk_is_an_oserror_whatever_the_library_calls_it(saved, monkeypa
       checkpoint.save(manager, 40, state_of(40), META)
   assert caught.value.errno == errno.ENOSPC and str(saved) in str(caught.value)
   assert restored(saved)[0][0] == 30
+
+
+FILL = """
+import sys
+import numpy as np
+from absl import logging
+from peft_jax.train import checkpoint
+
+class Broken:
+  def __del__(self):
+    raise RuntimeError("of another kind")
+
+logging.set_verbosity(logging.FATAL)
+checkpoint.mute_late_writes()
+manager = checkpoint.open(sys.argv[1], 9)
+state = {f"leaf{i}": np.random.default_rng(i).normal(size=4000) for i in range(60)}
+try:
+  for step in range(9):
+    checkpoint.save(manager, step, state, {})
+  checkpoint.wait(manager)
+except OSError as error:
+  print("errno", error.errno)
+Broken()
+"""
+
+
+@pytest.mark.slow
+def test_writes_left_over_by_a_full_disk_print_nothing_and_other_errors_do(tmp_path):
+  """Sixty arrays on a real file system of 400 KiB: one write fails while others are under way."""
+  if not shutil.which("unshare") or subprocess.run(["unshare", "-m", "true"]).returncode:
+    pytest.skip("this user may not mount a file system")
+  (tmp_path / "fill.py").write_text(FILL)
+  line = f"mkdir {tmp_path}/disk; mount -t tmpfs -o size=400k tmpfs {tmp_path}/disk; " + (
+    f"{sys.executable} -W ignore {tmp_path}/fill.py {tmp_path}/disk/run"
+  )
+  done = subprocess.run(["unshare", "-m", "bash", "-c", line], capture_output=True, text=True)
+  assert done.stdout == f"errno {errno.ENOSPC}\n", done.stderr
+  assert "Event loop is closed" not in done.stderr
+  assert done.stderr.count("Traceback") == 1 and "of another kind" in done.stderr
 
 
 def test_names_are_paths_and_survive_the_round_trip():
