@@ -11,7 +11,6 @@ variables; the frozen ones are an argument and are not returned. README.md says 
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 from peft_jax import models
 from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA
 from peft_jax.sites import sites
-from peft_jax.train import config, memory
+from peft_jax.train import config, log, memory
 from peft_jax.train import step as steps
 from peft_jax.tuned import Tuned
 
@@ -412,10 +411,7 @@ def main(argv=None):
     print_costs(forward, costs)
     record = {"about": about, "forward": forward, "costs": [dataclasses.asdict(c) for c in costs]}
   if flags.json:
-    partial = f"{flags.json}.partial"
-    with open(partial, "w") as file:
-      json.dump(record, file, indent=2)
-    os.replace(partial, flags.json)
+    log.write_json(flags.json, record)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 
 import ml_dtypes
 import numpy as np
 from etils import epath
+
+from peft_jax import files
 
 DTYPES = {
   "F32": np.dtype("<f4"),
@@ -36,19 +37,12 @@ def write(path, arrays, metadata=None):
 
   The bytes are a function of the arguments alone. Raises ValueError for a dtype not in DTYPES.
   """
-  path = epath.Path(path)
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
   first = header(arrays, metadata)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  try:
-    with temporary.open("wb") as file:
-      file.write(first)
-      for name in _stored(arrays):
-        file.write(np.asarray(arrays[name], DTYPES[_code(name, arrays[name])]).tobytes())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with files.replacing(path) as file:
+    file.write(first)
+    for name in _stored(arrays):
+      file.write(np.asarray(arrays[name], DTYPES[_code(name, arrays[name])]).tobytes())
 
 
 def size(arrays, metadata=None):

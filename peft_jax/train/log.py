@@ -15,21 +15,13 @@ import time
 
 from etils import epath
 
+from peft_jax import files
+
 
 def write(path, text):
   """Replaces the file at `path` by `text` (str or bytes): all of it, or nothing on an error."""
-  path = epath.Path(path)
-  part = path.parent / f"{path.name}.part"
-  try:
-    if isinstance(text, bytes):
-      part.write_bytes(text)
-    else:
-      part.write_text(text)
-    _to_disk(part)
-    part.replace(path)
-  except OSError:
-    part.unlink(missing_ok=True)
-    raise
+  with files.replacing(path) as file:
+    file.write(text if isinstance(text, bytes) else text.encode())
 
 
 def write_json(path, value):
@@ -41,16 +33,7 @@ def append(path, row):
   with epath.Path(path).open("a") as file:
     file.write(json.dumps(row, allow_nan=False) + "\n")
     file.flush()
-  _to_disk(path)
-
-
-def _to_disk(path):
-  if "://" not in str(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-      os.fsync(handle)
-    finally:
-      os.close(handle)
+  files.to_disk(path)
 
 
 def rows(path):

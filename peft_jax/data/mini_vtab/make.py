@@ -12,12 +12,12 @@ NOTICE, at the root of the repository, holds the licences.
 
 import argparse
 import gzip
-import os
 import pathlib
 
 import numpy as np
 from PIL import Image
 
+from peft_jax import files
 from peft_jax.data.mini_vtab import texture
 from peft_jax.data.split import tfds_order
 
@@ -91,14 +91,12 @@ def main():
   flags = parser.parse_args()
   stored = {"fashion": fashion(flags.fashion), "digits": digits(), "dsprites": dsprites()}
   for name, arrays in stored.items():
-    temporary = flags.out / f".{name}.npz"
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, flags.out / f"{name}.npz")
+    with files.replacing(flags.out / f"{name}.npz") as out:
+      np.savez_compressed(out, **arrays)
   assert tuple(SOURCES) == texture.CLASSES
   for name, (file, region) in SOURCES.items():
-    temporary = flags.out / f".texture_{name}.png"
-    photograph(file, region).save(temporary, optimize=True)
-    os.replace(temporary, flags.out / f"texture_{name}.png")
+    with files.replacing(flags.out / f"texture_{name}.png") as out:
+      photograph(file, region).save(out, format="PNG", optimize=True)
 
 
 if __name__ == "__main__":
