@@ -12,6 +12,30 @@ os.environ["XLA_FLAGS"] = " ".join([given, *missing])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+  """A file of random weights for vit_test: reading it is much faster than drawing them."""
+  from peft_jax import models, weights
+
+  path = tmp_path_factory.mktemp("weights") / "vit_test.npz"
+  model = models.create("vit_test", num_classes=10)
+  weights.save(path, weights.load("random", model, key=jax.random.key(7))[0])
+  return str(path)
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+  """For programs: one device, quick compilation, and that once for all with the same program."""
+  return {
+    **os.environ,
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }

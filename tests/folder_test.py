@@ -6,12 +6,9 @@ import pathlib
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
-
-from peft_jax import models, weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 COLOURS = {"red apple": (200, 30, 30), "grün": (30, 200, 30), "blau": (30, 30, 200)}
@@ -30,32 +27,27 @@ def pictures(tmp_path_factory):
   return root
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-  path = tmp_path_factory.mktemp("weights") / "vit_test.npz"
-  weights.save(path, weights.load("random", models.create("vit_test", num_classes=1),
-                                  key=jax.random.key(7))[0])
-  return path
-
-
-def run(*arguments):
-  environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-  return subprocess.run(
+@pytest.fixture
+def run(environment):
+  """A function of a program's arguments that runs it."""
+  return lambda *arguments: subprocess.run(
     [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, capture_output=True,
     text=True,
   )
 
 
-def train(root, backbone, workdir):
-  return run(
+@pytest.fixture
+def train(run, backbone):
+  """A function of (images, workdir) that trains a small model on them."""
+  return lambda root, workdir: run(
     "train.py", "--config=configs/folder.py:backbone=vit_test", f"--config.data.root={root}",
     f"--config.weights={backbone}", f"--workdir={workdir}", "--config.optim.epochs=30",
     "--config.batch_size=14", "--config.optim.lr=0.02", "--config.eval.every_epochs=30",
   )
 
 
-def test_train_predict_evaluate_merge(pictures, backbone, tmp_path):
-  done = train(pictures, backbone, tmp_path / "run")
+def test_train_predict_evaluate_merge(run, train, pictures, tmp_path):
+  done = train(pictures, tmp_path / "run")
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "run" / "result.json").read_text())
   split = result["eval_split"]
@@ -77,7 +69,7 @@ def test_train_predict_evaluate_merge(pictures, backbone, tmp_path):
   assert done.returncode == 0 and merged.exists() and "change the logits" in done.stdout, done
 
 
-def test_folders_that_cannot_work_are_named(pictures, backbone, tmp_path):
+def test_folders_that_cannot_work_are_named(train, tmp_path):
   (tmp_path / "two" / "full").mkdir(parents=True)
   (tmp_path / "two" / "empty").mkdir()
   Image.new("RGB", (9, 9)).save(tmp_path / "two" / "full" / "a.png")
@@ -87,13 +79,13 @@ def test_folders_that_cannot_work_are_named(pictures, backbone, tmp_path):
       Image.new("RGB", (9, 9)).save(tmp_path / "bad" / name / file)
   (tmp_path / "bad" / "x" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
   for root, named in ((tmp_path / "two", "empty"), (tmp_path / "bad", "broken.jpg")):
-    done = train(root, backbone, tmp_path / "run")
+    done = train(root, tmp_path / "run")
     sentence = done.stderr.strip().splitlines()
     assert done.returncode in (1, 3) and len(sentence) == 1 and named in sentence[0], done.stderr
 
 
 @pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="needs a place nobody may write to")
-def test_a_place_nobody_may_write_to(pictures, backbone):
-  done = train(pictures, backbone, "/sys/peft_jax_run")
+def test_a_place_nobody_may_write_to(train, pictures):
+  done = train(pictures, "/sys/peft_jax_run")
   sentence = done.stderr.strip().splitlines()
   assert done.returncode == 3 and len(sentence) == 1 and "/sys/peft_jax_run" in sentence[0], done

@@ -3,7 +3,6 @@
 import errno
 import importlib.util
 import json
-import os
 import pathlib
 import random
 import shutil
@@ -16,31 +15,10 @@ import types
 import jax
 import pytest
 
-from peft_jax import models, weights
+from peft_jax import models
 from peft_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-  path = tmp_path_factory.mktemp("weights") / "vit_test.npz"
-  model = models.create("vit_test", num_classes=10)
-  weights.save(path, weights.load("random", model, key=jax.random.key(7))[0])
-  return path
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-  """One device, quick compilation, and that once for all runs with the same program."""
-  cache = tmp_path_factory.mktemp("compiled")
-  return {
-    **os.environ,
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-  }
 
 
 @pytest.fixture

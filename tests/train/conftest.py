@@ -6,21 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from peft_jax import models, weights
 from peft_jax.train import config as config_lib
 from peft_jax.train import loop, shard
 from peft_jax.train import step as steps
 
 FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time, runs slower
-
-
-@pytest.fixture(scope="session")
-def backbone(tmp_path_factory):
-  """A file of random weights: reading it is much faster than drawing them."""
-  path = tmp_path_factory.mktemp("weights") / "vit_test.npz"
-  model = models.create("vit_test", num_classes=10)
-  weights.save(path, weights.load("random", model, key=jax.random.key(7))[0])
-  return str(path)
 
 
 @pytest.fixture(scope="session")
@@ -64,16 +54,7 @@ def prepared(tiny):
     @functools.cache
     def compiled(how, count):
       parallel = shard.parallel(how, jax.devices()[:count])
-      step = steps.training_step(
-        parts.tuned,
-        parts.tx,
-        seed=config.seed,
-        augment=config.data.augment,
-        normalize=config.data.normalize,
-        label_smoothing=config.label_smoothing,
-        ema=config.ema,
-        axis=parallel.axis,
-      )
+      step = steps.training_step(parts.tuned, parts.tx, config, parallel.axis)
       return parallel, parallel.step(step, FAST)
 
     def take(state, batches, how="jit", count=1):
