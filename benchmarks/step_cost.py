@@ -55,10 +55,10 @@ def training_step(tuned, train):
 
   AdamW with decay, no augmentation, no moving average. state: a function without arguments.
   """
-  optim = config.default().optim
-  tx = steps.optimizer(tuned, train, optim, steps_per_epoch=100)
-  step = steps.training_step(
-    tuned, tx, seed=0, augment="none", normalize="inception", label_smoothing=0.0, ema=0.0)
+  defaults = config.default()
+  defaults.data.normalize = "inception"
+  tx = steps.optimizer(tuned, train, defaults.optim, steps_per_epoch=100)
+  step = steps.training_step(tuned, tx, defaults)
   return jax.jit(step, donate_argnums=0, keep_unused=True), lambda: steps.start(train, tx, 0.0)
 
 
@@ -113,12 +113,7 @@ def size(tree):
 
 def shapes(model, batch):
   """(params, images, batch of the training step) as shapes."""
-  images = jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
-  params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  return params, images, {
-    "image": jax.ShapeDtypeStruct(images.shape, jnp.uint8),
-    "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
-  }
+  return models.parameters(model), models.images(model, batch), models.batch(model, batch)
 
 
 def forward_operations(model, batch):
@@ -132,8 +127,7 @@ def cost(model, batch, name, forward, method=None):
   """The Cost of a step of METHODS[name], or of `method` under that name; forward: F."""
   params, images, data = shapes(model, batch)
   tuned = Tuned(model, (method or METHODS[name],), sites(model, images))
-  variables = {"params": params, **jax.eval_shape(tuned.init, jax.random.key(0), params)}
-  train, frozen = tuned.split(variables)
+  train, frozen = tuned.split(tuned.shapes)
   step, start = training_step(tuned, train)
   state = jax.eval_shape(start)
   lowered = step.lower(state, frozen, data)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from peft_jax import adapter_file, data, explain, methods, models, weights
+from peft_jax.count import count
 from peft_jax.sites import NoSiteError, sites
 from peft_jax.train import step as steps
-from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
 
 
@@ -70,12 +69,8 @@ def account(config):
   task = _task(config)
   model = models.create(num_classes=task.num_classes, **config.model)
   tuned = _tuned(model, config)
-  params = jax.eval_shape(model.init, jax.random.key(0), _images(model, 1))["params"]
-  variables = explain.shapes_of(tuned, params)
-  train, _ = tuned.split(variables)
-  labels = flat(tuned.labels(variables))
-  head = sum(leaf.size for path, leaf in flat(train).items() if labels[path] == "head")
-  backbone = sum(leaf.size for leaf in jax.tree.leaves(params)) - head
+  counts = count(tuned)
+  train, _ = tuned.split(tuned.shapes)
   unnamed = weights.Base(
     name=config.weights,
     source="",
@@ -87,9 +82,9 @@ def account(config):
   return Account(
     tuned=tuned,
     batch=config.batch_size,
-    trained=sum(leaf.size for leaf in jax.tree.leaves(train)),
-    head=head,
-    backbone=backbone,
+    trained=counts["trained"],
+    head=counts.get("head", 0),
+    backbone=counts["backbone_without_head"],
     forward=forward,
     tuned_forward=tuned_forward,
     step=step,
@@ -106,12 +101,8 @@ def _task(config):
   )
 
 
-def _images(model, batch):
-  return jax.ShapeDtypeStruct((batch, model.image_size, model.image_size, 3), jnp.float32)
-
-
 def _tuned(model, config):
-  return Tuned(model, methods.build(config), sites(model, _images(model, 1)))
+  return Tuned(model, methods.build(config), sites(model, models.images(model)))
 
 
 def _flops(config, model):
@@ -124,29 +115,16 @@ def _flops(config, model):
     tuned = _tuned(model, config)
   except NoSiteError:
     return None, None, None
-  size, count = model.image_size, config.batch_size
-  images = _images(model, count)
-  batch = {
-    "image": jax.ShapeDtypeStruct((count, size, size, 3), jnp.uint8),
-    "label": jax.ShapeDtypeStruct((count,), jnp.int32),
-  }
-  params = jax.eval_shape(model.init, jax.random.key(0), _images(model, 1))["params"]
-  variables = explain.shapes_of(tuned, params)
+  images = models.images(model, config.batch_size)
+  batch = models.batch(model, config.batch_size)
 
   def step(variables, batch):
     train, frozen = tuned.split(variables)
     tx = steps.optimizer(tuned, train, config.optim, steps_per_epoch=1)
-    take = steps.training_step(
-      tuned,
-      tx,
-      seed=config.seed,
-      augment=config.data.augment,
-      normalize=config.data.normalize,
-      label_smoothing=config.label_smoothing,
-      ema=config.ema,
-    )
+    take = steps.training_step(tuned, tx, config)
     return take(steps.start(train, tx, config.ema), frozen, batch)
 
-  programs = [(model.apply, {"params": params}, images), (tuned.apply, variables, images)]
-  programs.append((step, variables, batch))
+  plain = {"params": tuned.shapes["params"]}
+  programs = [(model.apply, plain, images), (tuned.apply, tuned.shapes, images)]
+  programs.append((step, tuned.shapes, batch))
   return tuple(jax.jit(f).lower(*args).cost_analysis()["flops"] for f, *args in programs)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import importlib.metadata
 import json
 import math
 import re
@@ -28,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import data, models, safetensors, weights
+from peft_jax import data, models, safetensors, versions, weights
 from peft_jax.data import transforms
-from peft_jax.explain import shapes_of
+from peft_jax.keys import key as key_of
 from peft_jax.loaded import Loaded
 from peft_jax.methods import METHODS
 from peft_jax.models import stack_blocks, unstack_blocks
@@ -107,14 +106,12 @@ def header(
     "task": task,
     "class_names": None if class_names is None else list(class_names),
     "seed": seed,
-    "versions": {name: _version(name) for name in PACKAGES},
+    "versions": versions.installed(*PACKAGES),
   }
 
 
 def of_run(config, dataset):
   """The arguments of `header` that a training run's (resolved) config and data set determine."""
-  from peft_jax.train.step import key  # train needs this module
-
   return {
     "model": config.model.name,
     "resize": config.data.resize,
@@ -122,7 +119,7 @@ def of_run(config, dataset):
     "task": config.task,
     "class_names": dataset.class_names,
     "seed": config.seed,
-    "key": key(config.seed, "weights", 0),
+    "key": key_of(config.seed, "weights"),
   }
 
 
@@ -162,13 +159,6 @@ def _hex(key):
 def _key(text):
   data = np.frombuffer(bytes.fromhex(text), ">u4").astype(np.uint32)
   return jax.random.wrap_key_data(jnp.asarray(data))
-
-
-def _version(name):
-  try:
-    return importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:
-    return "unknown"
 
 
 def read(path):
@@ -262,10 +252,8 @@ def load(adapter, base=None):
   except (ValueError, TypeError) as error:
     raise ValueError(f"The adapter file {adapter} cannot be used: {error}") from None
   params = _base(adapter, header, tuned.model, base)
-  shapes = jax.eval_shape(tuned.model.init, jax.random.key(0), _images(tuned.model))["params"]
-  wanted = shapes_of(tuned, shapes)
-  own, trained = flat(train), flat(tuned.split(wanted)[0])
-  given, wanted = flat({"params": params}) | own, flat(wanted)
+  own, trained = flat(train), flat(tuned.split(tuned.shapes)[0])
+  given, wanted = flat({"params": params}) | own, flat(tuned.shapes)
   for path in [*wanted, *given]:
     from_file = path in own or path in trained
     here, need = _form((own if from_file else given).get(path)), _form(wanted.get(path))
@@ -281,10 +269,6 @@ def load(adapter, base=None):
 
 def _form(leaf):
   return "nothing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def _images(model):
-  return jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
 
 
 def build(header):
@@ -305,7 +289,7 @@ def build(header):
     raise ValueError(
       f"its images have {preprocessing['image_size']} pixels, its model takes {model.image_size}."
     )
-  return Tuned(model, methods_of(header), sites(model, _images(model)), header["head"])
+  return Tuned(model, methods_of(header), sites(model, models.images(model)), header["head"])
 
 
 def methods_of(header):

@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-
-from peft_jax.tree import flat, nest, under
+from peft_jax.tree import flat, under
 
 
 class Row(NamedTuple):
@@ -27,12 +24,7 @@ def rows(tuned, every=False):
   Trained are the methods' variables, the head, and the parameters that a scope trains as they
   are, named "params.scale (768,)". The model's own parameters stand under the site "".
   """
-  shapes = {
-    f"{path}/{name}".lstrip("/"): jax.ShapeDtypeStruct(site.stack + shape, jnp.float32)
-    for path, site in tuned.table.items()
-    for name, shape in site.params
-  }
-  train, _ = tuned.split(shapes_of(tuned, nest(shapes)))
+  train, _ = tuned.split(tuned.shapes)
   train = {collection: flat(tree) for collection, tree in train.items()}
   found = []
   for path, site in tuned.table.items():
@@ -48,11 +40,6 @@ def rows(tuned, every=False):
         Row(path, site.kind.__name__, f"{stack}{site.x} -> {site.y}", texts, sum(counts))
       )
   return found
-
-
-def shapes_of(tuned, params):
-  """The shapes of all variables, for `params` given as arrays or shapes."""
-  return {"params": params, **jax.eval_shape(tuned.init, jax.random.key(0), params)}
 
 
 def table(tuned, every=False):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from peft_jax import partition
+from peft_jax.keys import fold
 from peft_jax.method import Method
 from peft_jax.partition import join
 from peft_jax.sites import NoSiteError, Site, select
@@ -61,7 +61,7 @@ class Tuned:
     for method, places in self.bound:
       tree = {}
       for path, site in places.items():
-        site_key = _fold_in(_fold_in(key, method.collection), path)
+        site_key = fold(fold(key, method.collection), path)
         site_key = jax.random.split(site_key, site.stack) if site.stack else site_key
         made = _mapped(functools.partial(method.init, site), site)(site_key, under(path, params))
         tree |= {f"{path}/{name}": value for name, value in made.items()}
@@ -70,21 +70,23 @@ class Tuned:
 
   @functools.cached_property
   def shapes(self):
-    """{"collection/path": shape} of what `init` gives, from shapes alone."""
-    params = {
+    """All variables with float32 jax.ShapeDtypeStructs as leaves, from the table alone."""
+    params = nest({
       f"{path}/{name}".lstrip("/"): jax.ShapeDtypeStruct(site.stack + shape, jnp.float32)
       for path, site in self.table.items()
       for name, shape in site.params
-    }
-    made = jax.eval_shape(self.init, jax.random.key(0), nest(params))
-    return {path: leaf.shape for path, leaf in flat(made).items()}
+    })
+    return {"params": params, **jax.eval_shape(self.init, jax.random.key(0), params)}
 
   def check(self, variables):
     """Raises ValueError unless the methods' variables have the paths and shapes `init` gives."""
-    found = flat({m.collection: variables.get(m.collection, {}) for m, _ in self.bound})
-    found = {path: jnp.shape(leaf) for path, leaf in found.items()}
-    for path in [p for p in self.shapes | found if self.shapes.get(p) != found.get(p)][:1]:
-      there, needed = found.get(path, "missing"), self.shapes.get(path, "no such variable")
+    there, needed = (
+      flat({m.collection: tree.get(m.collection, {}) for m, _ in self.bound})
+      for tree in (variables, self.shapes)
+    )
+    found, wanted = ({p: jnp.shape(v) for p, v in tree.items()} for tree in (there, needed))
+    for path in [p for p in wanted | found if wanted.get(p) != found.get(p)][:1]:
+      there, needed = found.get(path, "missing"), wanted.get(path, "no such variable")
       raise ValueError(f"The variable {path} is {there}; this model and method need {needed}.")
 
   def derived(self, variables):
@@ -126,7 +128,7 @@ class Tuned:
       if key is None and "tuning" in (kwargs.get("rngs") or {}):
         raise NoSiteError(f"The loop around {path!r} hides the rng stream 'tuning': split it.")
       for m, site in here[cut:]:
-        rng = None if key is None else _fold_in(key, m.collection)
+        rng = None if key is None else fold(key, m.collection)
         layer = functools.partial(_call, m, site, values[m.collection], layer, rng)
       return layer(params, inputs[0])
 
@@ -188,10 +190,6 @@ def reweighted(method, site, params, v):
 
 def _call(method, site, v, layer, rng, params, x):
   return method.call(site, v, params, layer, x, rng)
-
-
-def _fold_in(key, word):
-  return jax.random.fold_in(key, zlib.crc32(word.encode()))
 
 
 def _mapped(function, site):  # over the layers of every loop that lifts the site

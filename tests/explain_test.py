@@ -19,7 +19,9 @@ def tuned(*methods, loop="python"):
 
 def count(value):
   shapes = jax.eval_shape(value.model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-  train, _ = value.split(explain.shapes_of(value, shapes["params"]))
+  params = shapes["params"]
+  made = jax.eval_shape(value.init, jax.random.key(0), params)
+  train, _ = value.split({"params": params, **made})
   return sum(leaf.size for leaf in flat(train).values())
 
 

@@ -15,22 +15,20 @@ adapter and the result's numbers are the same bits however often a run was kille
 from __future__ import annotations
 
 import collections
-import importlib.metadata
 import json
-import pathlib
-import subprocess
 import time
 
 import jax
 import numpy as np
 from etils import epath
 
-from peft_jax import adapter_file, data, methods, models, weights
+from peft_jax import data, methods, models, weights
+from peft_jax.keys import key
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, evaluate, feed, log, shard
 from peft_jax.train import step as steps
 from peft_jax.train.config import differing, flatten, resolve
-from peft_jax.tree import flat
+from peft_jax.train.result import describe, finish, summary
 from peft_jax.tuned import Tuned, join
 
 
@@ -40,7 +38,7 @@ class NotFiniteError(ArithmeticError):
 
 Parts = collections.namedtuple(
   "Parts",
-  "dataset train_split eval_split base tuned params train frozen tx rates steps_per_epoch total",
+  "dataset train_split eval_split base tuned train frozen tx rates steps_per_epoch total",
 )
 
 
@@ -113,11 +111,9 @@ def prepare(config):
       "--config.data.train_split=train800 --config.data.eval_split=val200."
     )
   model = models.create(num_classes=dataset.num_classes, **config.model)
-  params, base = weights.load(config.weights, model, key=steps.key(config.seed, "weights", 0))
-  size = config.model.image_size
-  table = sites(model, jax.ShapeDtypeStruct((1, size, size, 3), np.float32))
-  tuned = Tuned(model, methods.build(config), table)
-  variables = {"params": params, **tuned.init(steps.key(config.seed, "methods", 0), params)}
+  params, base = weights.load(config.weights, model, key=key(config.seed, "weights"))
+  tuned = Tuned(model, methods.build(config), sites(model, models.images(model)))
+  variables = {"params": params, **tuned.init(key(config.seed, "methods"), params)}
   trained, frozen = tuned.split(variables)
   per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
   groups = set(jax.tree.leaves(tuned.labels(trained)))
@@ -132,7 +128,6 @@ def prepare(config):
     eval_split=eval_split,
     base=base,
     tuned=tuned,
-    params=params,
     train=trained,
     frozen=frozen,
     tx=steps.optimizer(tuned, trained, config.optim, per_epoch),
@@ -147,16 +142,7 @@ def train(config, workdir, parallel, parts, manager):
   state, meta, first = begin(config, workdir, parts, manager)
   state, frozen = parallel.place(state), parallel.place(parts.frozen)
   take_step = parallel.step(
-    steps.training_step(
-      parts.tuned,
-      parts.tx,
-      seed=config.seed,
-      augment=config.data.augment,
-      normalize=config.data.normalize,
-      label_smoothing=config.label_smoothing,
-      ema=config.ema,
-      axis=parallel.axis,
-    ),
+    steps.training_step(parts.tuned, parts.tx, config, parallel.axis),
     compiler_options(config, parallel),
   )
   batches = feed.feed(
@@ -305,143 +291,6 @@ def evaluation_row(meta, split, done, epoch):
     f"{split}_loss": meta["last"]["loss"],
     f"best_epoch_{split}_accuracy": meta["best"]["accuracy"],
   }
-
-
-def finish(config, workdir, parallel, parts, state, meta):
-  """Writes adapter, merged weights and, last of all, result.json; returns what it holds."""
-  begun = time.monotonic()
-  split = parts.eval_split.name
-  trained = jax.device_get(state.get("ema", state["train"]))
-  about = adapter_file.of_run(config, parts.dataset)
-  adapter_file.save(
-    workdir / "adapter.safetensors", trained, tuned=parts.tuned, base=parts.base, **about
-  )
-  result = {
-    "task": config.task,
-    "model": config.model.name,
-    "methods": list(config.methods),
-    "seed": config.seed,
-    "train_split": parts.train_split.name,
-    "eval_split": split,
-    f"{split}_accuracy": meta["last"]["accuracy"],
-    f"{split}_loss": meta["last"]["loss"],
-    f"{split}_correct": meta["last"]["correct"],
-    f"{split}_count": meta["last"]["count"],
-    f"{split}_per_class": meta["last"]["per_class"],
-    f"best_epoch_{split}_accuracy": meta["best"]["accuracy"],
-    "best_epoch": meta["best"]["epoch"],
-    "steps": parts.total,
-    "parameters": count(parts),
-    "trained_sha256": checkpoint.digest(flat(trained)),
-    "weights": {
-      "name": parts.base.name,
-      "source": parts.base.source,
-      "sha256": parts.base.sha256,
-      "fingerprint": parts.base.fingerprint,
-    },
-    "data_fingerprint": parts.dataset.fingerprint(),
-    "config": json.loads(config.to_json()),
-    "versions": versions(),
-    "hardware": {
-      "platform": parallel.devices[0].platform,
-      "device": parallel.devices[0].device_kind,
-      "devices": len(parallel.devices),
-      "processes": jax.process_count(),
-    },
-  }
-  if config.merge:
-    result["merged_max_difference"] = merge(config, workdir, parallel, parts, trained)
-  result["seconds"] = meta["seconds"] + time.monotonic() - begun
-  log.write_json(workdir / "result.json", result)
-  return result
-
-
-def merge(config, workdir, parallel, parts, trained):
-  """Writes the merged weights; the largest difference they make to logits of real images."""
-  tuned = parts.tuned
-  variables = join(trained, parts.frozen)
-  merged = jax.device_get(tuned.merge(variables))
-  about = {"tuned": tuned, "base": parts.base, **adapter_file.of_run(config, parts.dataset)}
-  header = adapter_file.header(**about)
-  adapter_file.save_merged(workdir / "merged.safetensors", merged, header)
-  some = parts.eval_split.images(np.arange(min(64, len(parts.eval_split))))
-  images = data.normalize(some, config.data.normalize)
-  with_methods = jax.jit(tuned.apply)(variables, images)
-  without = jax.jit(tuned.model.apply)({"params": merged}, images)
-  difference = float(abs(with_methods - without).max())
-  largest = float(abs(with_methods).max())
-  print(
-    f"merged weights: logits of {len(some)} {parts.eval_split.name} images differ by at most "
-    f"{difference:.2g} (largest logit {largest:.3g})"
-  )
-  return difference
-
-
-def count(parts):
-  """Trained numbers by group, and the backbone's size without head, as the papers count."""
-  sizes = collections.Counter()
-  labels = flat(parts.tuned.labels(parts.train))
-  for path, leaf in flat(parts.train).items():
-    sizes[labels[path]] += leaf.size
-  total = sum(leaf.size for leaf in jax.tree.leaves(parts.params))
-  backbone = total - sizes["head"]
-  trained = sum(sizes.values())
-  return {
-    "trained": trained,
-    **dict(sorted(sizes.items())),
-    "backbone_without_head": backbone,
-    "percent": 100 * trained / backbone,
-  }
-
-
-def versions():
-  names = ("peft_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-  return {name: version(name) for name in names} | {"commit": commit()}
-
-
-def version(name):
-  try:
-    return importlib.metadata.version(name)
-  except importlib.metadata.PackageNotFoundError:  # run from its source
-    return "unknown"
-
-
-def commit():
-  """The git commit of this package's source, with "-dirty" when changed; None outside git."""
-  folder = pathlib.Path(__file__).parent
-  command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-  try:
-    tracked = subprocess.run([*command[:3], "ls-files", "loop.py"], capture_output=True, text=True)
-    found = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True)
-  except OSError:
-    return None
-  return found.stdout.strip() or None if tracked.stdout else None
-
-
-def describe(config, parts, parallel):
-  """One line on what is about to be trained; another where the learning rate is never reached."""
-  n = count(parts)
-  optim = config.optim
-  note = ""
-  if optim.warmup_epochs + optim.lag >= optim.epochs:
-    note = f"\nnote: warm-up takes all {optim.epochs} epochs, so optim.lr is never reached"
-  device = parallel.devices[0]
-  return (
-    f"{'+'.join(config.methods)} on {config.model.name} ({parts.base.name}), {config.task} with "
-    f"{len(parts.train_split)} images, {n['trained']:,} trained numbers ({n['percent']:.2f} % of "
-    f"the backbone), {len(parallel.devices)} x {device.device_kind}{note}"
-  )
-
-
-def summary(result):
-  """One line with the numbers of a finished run."""
-  split = result["eval_split"]
-  return (
-    f"{split} accuracy {100 * result[f'{split}_accuracy']:.2f} % after the last epoch "
-    f"({result[f'{split}_correct']} of {result[f'{split}_count']}; best epoch "
-    f"{100 * result[f'best_epoch_{split}_accuracy']:.2f} %), "
-    f"{result['parameters']['trained']:,} trained numbers, {result['seconds']:.0f} s"
-  )
 
 
 def _short(value):

@@ -10,13 +10,12 @@ step whose loss or gradient was not finite, -1 when there is none. Random keys a
 
 from __future__ import annotations
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from peft_jax import data, partition
+from peft_jax.keys import key
 from peft_jax.train import schedule
 from peft_jax.tuned import join
 
@@ -78,12 +77,6 @@ def empty_tally():
   }
 
 
-def key(seed, purpose, step):
-  """The key of one purpose ("augment", "dropout", ...) at one step."""
-  word = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
-  return jax.random.fold_in(word, step)
-
-
 def cross_entropy(logits, labels, smoothing=0.0):
   """Softmax cross-entropy [B] in float32; smoothing/K of the target goes to every class."""
   logits = logits.astype(jnp.float32)
@@ -92,20 +85,23 @@ def cross_entropy(logits, labels, smoothing=0.0):
   return optax.softmax_cross_entropy(logits, target)
 
 
-def training_step(tuned, tx, *, seed, augment, normalize, label_smoothing, ema, axis=None):
+def training_step(tuned, tx, config, axis=None):
   """A pure function (state, frozen, batch) -> state.
 
   batch: {"image": uint8 [B, S, S, 3], "label": int32 [B]}; its mean loss plus the methods'
     penalty is what is minimised, with respect to state["train"] only.
+  config: of a run, resolved.
   axis: name of a mapped axis over which the batch is divided (pmap); augmentation then equals
     that of the undivided batch, dropout draws differ.
   """
 
+  seed, ema = config.seed, config.ema
+
   def step(state, frozen, batch):
     now = state["step"]
     first = 0 if axis is None else jax.lax.axis_index(axis) * batch["label"].shape[0]
-    images = data.augment(batch["image"], key(seed, "augment", now), augment, first)
-    images = data.normalize(images, normalize)
+    images = data.augment(batch["image"], key(seed, "augment", now), config.data.augment, first)
+    images = data.normalize(images, config.data.normalize)
     rngs = {purpose: key(seed, purpose, now) for purpose in ("dropout", "tuning")}
     if axis is not None:
       rngs = {name: jax.random.fold_in(k, jax.lax.axis_index(axis)) for name, k in rngs.items()}
@@ -113,7 +109,7 @@ def training_step(tuned, tx, *, seed, augment, normalize, label_smoothing, ema, 
     def loss_of(train):
       variables = join(train, frozen)
       logits = tuned.apply(variables, images, train=True, rngs=rngs)
-      loss = cross_entropy(logits, batch["label"], label_smoothing).mean()
+      loss = cross_entropy(logits, batch["label"], config.label_smoothing).mean()
       return loss + tuned.penalty(variables), logits
 
     (loss, logits), grads = jax.value_and_grad(loss_of, has_aux=True)(state["train"])

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from peft_jax import files
+from peft_jax.models import shapes
 from peft_jax.models.stack import stack_blocks, unstack_blocks
 from peft_jax.models.vit import kernel_init
 from peft_jax.tree import flat, nest
@@ -58,16 +59,15 @@ def load(spec, model, image_size=None, *, key, table=None):
                      "pixels: create it with the same image_size.")
   spec = str(spec)
   plain = model.clone(loop="python")
-  images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
   if spec == "random":
     # In its scan form a model initialises alike for all loops and compiles one block.
     init = jax.jit(model.clone(loop="scan").init)
-    params = unstack_blocks(init(key, jnp.zeros(images.shape, images.dtype))["params"])
+    images = jnp.zeros(shapes.images(model).shape, jnp.float32)
+    params = unstack_blocks(init(key, images)["params"])
     base = Base("random", "random", "", fingerprint(params))
   else:
     arrays, file, sha, how = source(spec, model)
-    shapes = jax.eval_shape(plain.init, key, images)["params"]
-    want = {path: leaf.shape for path, leaf in flat(shapes).items()}
+    want = {path: leaf.shape for path, leaf in flat(shapes.parameters(plain)).items()}
     got, resized, skipped = fit(arrays, want, file, model, table or how)
     for i, path in enumerate(sorted(want.keys() - got.keys())):
       start = next(v for k, v in FRESH.items() if re.fullmatch(k, path))

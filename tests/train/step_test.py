@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from peft_jax import keys
 from peft_jax.train import step as steps
 from peft_jax.tree import flat, nest
 
@@ -108,10 +109,10 @@ def test_label_smoothing_and_cross_entropy_against_numpy():
 
 
 def test_keys_differ_by_seed_purpose_and_step():
-  keys = [
-    steps.key(seed, purpose, step)
+  made = [
+    keys.key(seed, purpose, step)
     for seed in (0, 1)
     for purpose in ("dropout", "augment")
     for step in (0, 1)
   ]
-  assert len({jax.random.key_data(k).tobytes() for k in keys}) == 8
+  assert len({jax.random.key_data(k).tobytes() for k in made}) == 8
