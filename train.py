@@ -10,13 +10,12 @@ cannot work, 2 the command line, 3 a file or folder, 4 the disk is full, 5 the l
 """
 
 import errno
-import os
 import sys
-import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from peft_jax import mistakes
 from peft_jax.train import checkpoint, loop, memory
 from peft_jax.train import config as config_lib
 
@@ -36,7 +35,7 @@ def main(argv):
   except OSError as error:
     return stop(said(error), 4 if error.errno == errno.ENOSPC else 3)
   except ValueError as error:
-    if not on_purpose(error):
+    if not mistakes.on_purpose(error):
       raise
     return stop(error, 1)
   except KeyboardInterrupt:
@@ -52,12 +51,6 @@ def said(error):
   if error.errno == errno.ENOSPC:
     return f"{what}: make room and run the same command again; saved checkpoints are intact."
   return f"{what}: choose another --workdir, or mend this path and its permissions."
-
-
-def on_purpose(error):
-  """Whether this project raised `error` for the user; a ValueError from elsewhere is a bug."""
-  package = os.path.dirname(config_lib.__file__).removesuffix("train")
-  return traceback.extract_tb(error.__traceback__)[-1].filename.startswith(package)
 
 
 def stop(sentence, code):

@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import runpy
 import sys
-import traceback
+
+from peft_jax import mistakes
 
 MISTAKE = 2  # exit code: something the user can mend
 CHECKED = 64  # images on which merged weights are compared
@@ -92,19 +92,13 @@ def main(argv=None):
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except (ValueError, OSError) as error:
-    if isinstance(error, ValueError) and not _ours(error):
+    if isinstance(error, ValueError) and not mistakes.on_purpose(error):
       raise
     sentence = error
     if isinstance(error, OSError) and error.errno is not None:  # the operating system's own words
       sentence = f"{error.filename}: {error.strerror}; mend this path or its permissions."
     print(f"python -m peft_jax {args.verb}: {sentence}", file=sys.stderr)
     return MISTAKE
-
-
-def _ours(error):
-  """Whether this project raised `error` for the user; a ValueError from elsewhere is a bug."""
-  raised = traceback.extract_tb(error.__traceback__)[-1].filename
-  return os.path.dirname(os.path.abspath(raised)).startswith(os.path.dirname(__file__))
 
 
 def explain(args, overrides):
@@ -122,18 +116,9 @@ def read_config(given, overrides):
 
   from peft_jax.train import config as config_lib
 
-  if not given:
-    raise ValueError("--config is missing, for example --config=configs/quickstart.py.")
-  path, *argument = given.split(":", 1)
-  if not os.path.isfile(path):
-    raise FileNotFoundError(f"There is no config file {path!r}; look into configs/.")
-  known = config_lib.keys(runpy.run_path(path)["get_config"](*argument))
+  config_lib.check_keys(overrides, config_lib.read(given))
   for typed in overrides:
-    key = re.fullmatch(r"--?config\.([^=]+)(=.*)?", typed)
-    if key and key[1] not in known:
-      near = config_lib.nearest(key[1], known)
-      raise ValueError(f"The config has no key {key[1]!r}; did you mean {near!r}?")
-    if not key and typed.startswith("-"):
+    if typed.startswith("-") and not re.match(r"--?config\.", typed):
       raise ValueError(f"explain has no option {typed!r}; options look like --config.seed=1.")
   try:
     config, left = _overridden(["explain", f"--config={given}", *overrides])

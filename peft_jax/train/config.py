@@ -153,6 +153,29 @@ def nearest(name, names):
   return max(sorted(names), key=likeness)
 
 
+def read(given):
+  """The config of "FILE.py:key=value,key=value", before any override.
+
+  Raises FileNotFoundError or ValueError for what the user typed wrongly.
+  """
+  if not given:
+    raise ValueError("--config is missing, for example --config=configs/quickstart.py.")
+  path, *argument = given.split(":", 1)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f"There is no config file {path!r}; look into configs/.")
+  return runpy.run_path(path)["get_config"](*argument)
+
+
+def check_keys(arguments, config):
+  """Raises ValueError for a `--config.KEY` that the config does not have, naming the nearest."""
+  known = keys(config)
+  for typed in arguments:
+    key = re.fullmatch(r"--?config\.([^=]+)(=.*)?", typed)
+    if key and key[1] not in known:
+      near = "--workdir" if key[1] == "workdir" else nearest(key[1], known)
+      raise ValueError(f"The config has no key {key[1]!r}; did you mean {near!r}?")
+
+
 def keys(config):
   """All dotted keys of a config, sections included."""
   found = []
@@ -260,12 +283,8 @@ def parse_flags(argv):
     print(sys.modules["__main__"].__doc__)
     sys.exit(0)
   try:
-    known = keys(_load(argv))
-    for typed in argv:
-      key = re.fullmatch(r"--?config\.([^=]+)(=.*)?", typed)
-      if key and key[1] not in known:
-        near = "--workdir" if key[1] == "workdir" else nearest(key[1], known)
-        raise ValueError(f"The config has no key {key[1]!r}; did you mean {near!r}?")
+    given = re.search(r"(?m)^--?config(?:=|\n)(.*)$", "\n".join(argv))
+    check_keys(argv, read(given and given[1]))
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f"{rest[1]!r} is not an option; options look like --config.seed=1.")
@@ -278,14 +297,3 @@ def parse_flags(argv):
     sentence = str(error).splitlines()[0]
   print(f"train.py: {sentence}", file=sys.stderr)
   sys.exit(USAGE)
-
-
-def _load(argv):
-  """The config of `--config=file.py:argument`, before any override."""
-  given = re.search(r"(?m)^--?config(?:=|\n)(.*)$", "\n".join(argv))
-  if not given:
-    raise ValueError("--config is missing, for example --config=configs/quickstart.py.")
-  path, *argument = given[1].split(":", 1)
-  if not os.path.isfile(path):
-    raise FileNotFoundError(f"There is no config file {path!r}; look into configs/.")
-  return runpy.run_path(path)["get_config"](*argument)
