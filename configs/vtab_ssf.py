@@ -15,7 +15,7 @@ from peft_jax.train import vtab
 
 def get_config(argument=""):
   config = vtab.start(argument, ("ssf",))
-  values = vtab.SSF.get(config.task, vtab.SSF["cifar100"])
+  values = vtab.ssf_values(config.task)
   config.optim.lr = values.lr  # peak, absolute, for batch 64
   config.optim.weight_decay = values.weight_decay  # decoupled; of SSF's variables only the head's
   config.model.drop_path = values.drop_path  # last block's rate

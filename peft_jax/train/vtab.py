@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from peft_jax.data import tasks
 from peft_jax.train import config as config_lib
 
 
@@ -43,6 +44,12 @@ SSF = {
   "smallnorb_azi": SSFValues(2e-2, 5e-5, 0.1),
   "smallnorb_ele": SSFValues(5e-3, 5e-2, 0.2),
 }
+
+
+def ssf_values(task):
+  """SSF's values for a task of VTAB-1k, by any of its names; those of cifar100 for other tasks."""
+  name = task if task == "folder" else tasks.find(task).name
+  return SSF.get(name, SSF["cifar100"])
 
 
 def start(argument, methods):
