@@ -17,7 +17,6 @@ import jax
 from peft_jax.tree import flat
 
 LINEAR = (nn.Dense, nn.DenseGeneral, nn.Conv)
-RNGS = ("params", "dropout")
 NORM = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # BatchNorm is absent: its statistics are state
 
 
@@ -92,7 +91,8 @@ def sites(model, *args, **kwargs):
       seen["/".join(context.module.path)] = (context.module.clone(parent=None), own, *shapes)
     return y
 
-  init = functools.partial(model.init, {n: jax.random.key(0) for n in RNGS}, **kwargs)
+  keys = {"params": jax.random.key(0), "dropout": jax.random.key(0)}
+  init = functools.partial(model.init, keys, **kwargs)
   with nn.intercept_methods(spy):
     outer = flat(jax.eval_shape(init, *args).get("params", {}))
   table = {}

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from peft_jax.data import transforms
-from peft_jax.data.split import Dataset, Split, concatenate
+from peft_jax.data.split import Split, concatenate, of_task
 
 LISTS = ("train800", "val200", "train800val200", "test")
 QUICKSTART = "`python train.py --config=configs/quickstart.py`"
@@ -28,16 +28,7 @@ def open_task(task, root, size, resize):
   if "train800val200" not in splits and {"train800", "val200"} <= splits.keys():
     both = concatenate("train800val200", splits["train800"], splits["val200"])
     splits["train800val200"] = both
-  return Dataset(
-    name=task.name,
-    group=task.group,
-    num_classes=task.num_classes,
-    class_names=task.class_names,
-    splits=splits,
-    train_split="train800val200",
-    eval_split="test",
-    source=str(folder),
-  )
+  return of_task(task, splits, str(folder))
 
 
 def find_folder(task, root):

@@ -124,3 +124,17 @@ class Dataset:
       digest.update(split.labels.astype("<i4").tobytes())
       digest.update(split.content())
     return digest.hexdigest()
+
+
+def of_task(task, splits, source):
+  """The Dataset of a row of the task table, which a final run trains and judges as VTAB does."""
+  return Dataset(
+    name=task.name,
+    group=task.group,
+    num_classes=task.num_classes,
+    class_names=task.class_names,
+    splits=splits,
+    train_split="train800val200",
+    eval_split="test",
+    source=source,
+  )

@@ -9,6 +9,7 @@ equal to the backbone. Merging: W' = W + s A B.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ class LoRA(Method):
 
   def bind(self, table, chosen):
     for path, site in chosen.items():
-      size = min(_size(site.fan_in), _size(site.fan_out))
+      size = min(math.prod(site.fan_in), math.prod(site.fan_out))
       if self.rank > size:
         raise ValueError(
           f"LoRA: rank={self.rank} at {path}, whose kernel {site.fan_in} -> {site.fan_out} has "
@@ -81,7 +82,7 @@ class LoRA(Method):
   def init(self, site, key, params):
     variables = {"b": jnp.zeros((self.rank, *site.fan_out))}
     if site.path.rpartition("/")[2] not in self.share[1:]:
-      bound = _size(site.fan_in) ** -0.5
+      bound = math.prod(site.fan_in) ** -0.5
       shape = (*site.fan_in, self.rank)
       variables["a"] = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
     return variables
@@ -123,13 +124,6 @@ class LoRA(Method):
     conv = site.module.clone(features=self.rank, use_bias=False)
     low = conv.apply({"params": {"kernel": v["a"]}}, x)
     return scale * low @ v["b"].astype(low.dtype)
-
-
-def _size(shape):
-  size = 1
-  for axis in shape:
-    size *= axis
-  return size
 
 
 def _dropped(x, rate, rng):

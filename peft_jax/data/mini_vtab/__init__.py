@@ -11,7 +11,7 @@ from PIL import Image
 
 from peft_jax.data.mini_vtab import clevr, dsprites, stored, texture
 from peft_jax.data.mini_vtab.drawn import Drawn
-from peft_jax.data.split import Dataset, Split, concatenate
+from peft_jax.data.split import Split, concatenate, of_task
 
 DRAWING = "v1"  # part of cache names and fingerprints: raise it when clevr or dsprites change
 
@@ -31,16 +31,7 @@ def open_task(task, size, resize):
   }
   for name, split in splits.items():
     assert len(split) == task.sizes[name], (task.name, name, len(split))
-  return Dataset(
-    name=task.name,
-    group=task.group,
-    num_classes=task.num_classes,
-    class_names=task.class_names,
-    splits=splits,
-    train_split="train800val200",
-    eval_split="test",
-    source="mini_vtab, part of peft_jax",
-  )
+  return of_task(task, splits, "mini_vtab, part of peft_jax")
 
 
 def source(kind, split):
