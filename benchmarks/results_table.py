@@ -22,9 +22,7 @@ import pathlib
 import statistics
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
+import probe as probes
 
 from peft_jax import data, models, weights
 from peft_jax.data import tasks as task_table
@@ -33,7 +31,6 @@ from peft_jax.train import log, loop, memory
 
 TASKS = ("mini_clevr_count", "mini_texture", "mini_fashion")
 PIXELS = 32  # side of the images that the raw-pixel probe sees
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the L2 penalty, on standardised features
 
 # row: (label, methods, weights, learning rates to choose from; the head has the same one)
 ROWS = {
@@ -129,67 +126,16 @@ def probe(args, task, row):
   folder = args.results / task / row
   if all((folder / f"s{seed}.json").exists() for seed in range(3)):
     return
-  dataset = data.open(task, size=PIXELS if row == "pixels" else args.size)
-  features = pixels if row == "pixels" else functools.partial(frozen_features, args.size)
-  splits = {name: dataset.split(name) for name in ("train800", "val200", "train800val200", "test")}
-  known = {name: features(splits[name].images()) for name in ("train800val200", "test")}
-  known["train800"], known["val200"] = known["train800val200"][:800], known["train800val200"][800:]
-  for seed in range(3):
-    score = functools.partial(accuracy, known, splits, dataset.num_classes, seed)
-    val = {strength: score("train800", "val200", strength) for strength in STRENGTHS}
-    strength = max(STRENGTHS, key=lambda s: (val[s], s))
-    test = score("train800val200", "test", strength)
-    result = {"test_accuracy": test, "strength": strength, "val200_accuracy": val, "seed": seed}
+  features, size = probes.pixels, PIXELS
+  if row == "linear":
+    model = models.create("dinov2_vits14", num_classes=0, image_size=args.size)
+    params, _ = weights.load("dinov2_vits14", model, key=jax.random.key(0))
+    features, size = functools.partial(probes.features, model, params, "imagenet"), args.size
+  for result in probes.probe(data.open(task, size=size), features, range(3)):
     folder.mkdir(parents=True, exist_ok=True)
-    log.write_json(folder / f"s{seed}.json", result)
-    print(f"{task} {row} s{seed}: {100 * test:.2f} % (strength {strength:g})", flush=True)
-
-
-def pixels(images):
-  return images.reshape(len(images), -1).astype(np.float32)
-
-
-def frozen_features(size, images):
-  """[N, D]: the normed class token of the pretrained backbone."""
-  model = models.create("dinov2_vits14", num_classes=0, image_size=size)
-  params, _ = weights.load("dinov2_vits14", model, key=jax.random.key(0))
-
-  @jax.jit
-  def forward(batch):
-    return model.apply({"params": params}, data.normalize(batch, "imagenet"))
-
-  batches = np.split(images, range(100, len(images), 100))
-  return np.concatenate([np.asarray(forward(batch)) for batch in batches])
-
-
-def accuracy(known, splits, classes, seed, train, test, strength):
-  """Test accuracy of logistic regression fitted on the standardised training features."""
-  mean, deviation = known[train].mean(0), known[train].std(0) + 1e-6
-  x, x_test = ((known[name] - mean) / deviation for name in (train, test))
-  parameters = fit(jnp.asarray(x), jnp.asarray(splits[train].labels), classes, strength, seed)
-  logits = x_test @ np.asarray(parameters["kernel"]) + np.asarray(parameters["bias"])
-  return float((logits.argmax(-1) == splits[test].labels).mean())
-
-
-@functools.partial(jax.jit, static_argnames=("classes", "seed"))
-def fit(x, labels, classes, strength, seed, steps=200):
-  """Minimises mean cross-entropy + strength/2 |kernel|^2 by L-BFGS from N(0, 0.02^2)."""
-  kernel = 0.02 * jax.random.normal(jax.random.key(seed), (x.shape[1], classes))
-  start = {"kernel": kernel, "bias": jnp.zeros(classes)}
-  tx = optax.lbfgs()
-
-  def loss(p):
-    logits = x @ p["kernel"] + p["bias"]
-    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return entropy + strength / 2 * jnp.sum(p["kernel"] ** 2)
-
-  def step(carry, _):
-    p, state = carry
-    value, grad = optax.value_and_grad_from_state(loss)(p, state=state)
-    updates, state = tx.update(grad, state, p, value=value, grad=grad, value_fn=loss)
-    return (optax.apply_updates(p, updates), state), value
-
-  return jax.lax.scan(step, (start, tx.init(start)), length=steps)[0][0]
+    log.write_json(folder / f"s{result['seed']}.json", result)
+    test, strength = result["test_accuracy"], result["strength"]
+    print(f"{task} {row} s{result['seed']}: {100 * test:.2f} % (strength {strength:g})", flush=True)
 
 
 def table(args, names):
