@@ -257,10 +257,12 @@ def test_damaged_files_are_named(tmp_path, capsys):
   np.savez(tmp_path / "objects.npz", a=np.array([Bomb()], dtype=object))
   np.save(tmp_path / "lone.npy", np.zeros(3))
   files = [b"", b"PK", b"not a zip", bytes(changed), pickle.dumps(Bomb()),
-           (tmp_path / "objects.npz").read_bytes(), (tmp_path / "lone.npy").read_bytes()]
+           (tmp_path / "objects.npz").read_bytes()]
   files += [whole[:len(whole) * i // 10] for i in range(1, 10)] + [whole[:-1]]
   for data in files:
     path.write_bytes(data)
     with pytest.raises(ValueError, match="w.npz is damaged or no .npz file"):
       weights.load(str(path), create(), key=KEY)
   assert "unpickled" not in capsys.readouterr().out
+  with pytest.raises(ValueError, match=r"lone.npy is a single .npy array: save a dictionary"):
+    weights.load(str(tmp_path / "lone.npy"), create(), key=KEY)
