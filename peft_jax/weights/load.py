@@ -14,7 +14,7 @@ from peft_jax import files
 from peft_jax.models.stack import stack_blocks, unstack_blocks
 from peft_jax.models.vit import kernel_init
 from peft_jax.tree import flat, nest
-from peft_jax.weights import names, npz, package, reader
+from peft_jax.weights import hub, names, npz, package, reader
 from peft_jax.weights import table as tables
 
 # Leaves that may be missing from a file, and how they start. fc_norm: MAE and VPT's code start the
@@ -46,8 +46,8 @@ class Base:
 def load(spec, model, image_size=None, *, key, table=None):
   """(params, Base): the full parameter tree of `model`, in its layout, with a fresh head.
 
-  spec: "random", "dinov2_vits14", or the path of a file that `reader` can read in a layout that
-    `names` knows.
+  spec: "random", "dinov2_vits14", the path of a file that `reader` can read in a layout that
+    `names` knows, or a name on the Hugging Face hub, see `hub`.
   image_size: pixels; must be the model's own, None takes it.
   key: for what is fresh: the head's kernel, truncated normal of standard deviation 0.02 (its bias
     is zero).
@@ -93,15 +93,27 @@ def source(spec, model):
     except ValueError as error:
       raise ValueError(f"{spec}: {error}") from None
     return arrays, f"{package.PACKAGE}/{package.FILE}", package.SHA256, "bicubic_clamped", ()
-  if not epath.Path(spec).suffix:
-    raise ValueError(f"weights {spec!r} are neither 'random' nor 'dinov2_vits14' nor the path of "
-                     f"a file; supported are {reader.SUPPORTED}.")
-  arrays = reader.read(spec)
+  file = find(spec)
+  arrays = reader.read(file)
   try:
     arrays, skipped = names.translate(arrays, getattr(model, "heads", None))
   except ValueError as error:
     raise ValueError(f"{spec}: {error}") from None
-  return arrays, spec, npz.sha256(spec), "bicubic_aa", skipped
+  sha = npz.sha256(file)
+  hub.check(file, sha)
+  return arrays, file, sha, "bicubic_aa", skipped
+
+
+def find(spec):
+  """The file a spec means: itself, or one of the hub's."""
+  if not epath.Path(spec).exists():
+    if hub.parse(spec):
+      return hub.fetch(spec)
+    if not spec.endswith(hub.SUFFIXES):
+      raise ValueError(f"weights {spec!r} are neither 'random' nor 'dinov2_vits14' nor a file nor "
+                       "a name on the Hugging Face hub (hf-hub:owner/name, or timm's with its tag: "
+                       f"vit_base_patch16_224.augreg_in21k); files may be {reader.SUPPORTED}.")
+  return spec
 
 
 def fit(got, want, file, model, how, table=None):
