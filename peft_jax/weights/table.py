@@ -60,9 +60,12 @@ HOW = {f.__name__: f for f in (bicubic_aa, bicubic_clamped, bilinear, bilinear_c
 
 
 def split(table):
-  """(prefix rows, grid side) of a table [1, M, D] with a square grid and at most one prefix row."""
+  """(prefix rows, grid side) of a table [1, M, D] with a square grid and at most two prefix rows.
+
+  No two numbers of rows go with the same M: squares differ by 1 or 2 nowhere but at 0 and 1.
+  """
   rows = table.shape[1]
-  for prefix in (0, 1):
+  for prefix in (0, 1, 2):
     side = math.isqrt(rows - prefix)
     if side and side * side == rows - prefix:
       return prefix, side
@@ -78,6 +81,8 @@ def resize(table, side, how="bicubic_aa"):
   """
   if how not in HOW:
     raise ValueError(f"table={how!r} is none of {', '.join(HOW)}.")
+  if table.ndim != 3 or table.shape[0] != 1:
+    raise ValueError(f"a position table is [1, rows, width], not {list(table.shape)}.")
   prefix, old = split(table)
   if side == old:
     return table

@@ -2,6 +2,8 @@
 
 import functools
 import pickle
+import struct
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from peft_jax import models, weights
+from peft_jax import models, safetensors, weights
 from peft_jax.tree import flat
-from peft_jax.weights import npz
+from peft_jax.weights import npz, table
+from peft_jax.weights.load import relative
 
 KEY = jax.random.key(7)
 
@@ -79,6 +82,31 @@ def timm_file(params):
   return out
 
 
+def pickled(state):
+  """The pickle torch.save makes of a state dict, written out (see torch_file_test.py)."""
+  def text(s):
+    return b"X" + struct.pack("<I", len(s)) + s.encode()
+
+  def tuple_of(numbers):
+    return b"(" + b"".join(b"J" + struct.pack("<i", n) for n in numbers) + b"t"
+
+  out = b"\x80\x02}" + text("state_dict") + b"}("
+  for key, (name, a) in enumerate(state.items()):
+    out += text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage")
+    out += b"ctorch\nFloatStorage\n" + text(str(key)) + text("cpu") + b"J"
+    out += struct.pack("<i", a.size) + b"tQK\x00" + tuple_of(a.shape)
+    out += tuple_of(n // 4 for n in a.strides) + b"\x89}tR"
+  return out + b"us."
+
+
+def saved_by_torch(path, state):
+  state = {k: np.ascontiguousarray(a) for k, a in state.items()}
+  with zipfile.ZipFile(path, "w") as file:
+    file.writestr("archive/data.pkl", pickled(state))
+    for key, a in enumerate(state.values()):
+      file.writestr(f"archive/data/{key}", a.tobytes())
+
+
 def saved(tmp_path, arrays, name="w.npz"):
   np.savez(tmp_path / name, **arrays)
   return str(tmp_path / name)
@@ -109,6 +137,61 @@ def test_timm_files(tmp_path):
   want = random_params()
   got, _ = weights.load(saved(tmp_path, timm_file(want)), create(), key=KEY)
   assert_same_backbone(got, want)
+
+
+@pytest.mark.parametrize("suffix", ["pth.tar", "npz"])
+def test_the_content_decides_not_the_suffix(tmp_path, suffix):
+  want, path = random_params(), tmp_path / f"w.{suffix}"
+  for write in (lambda: saved_by_torch(path, timm_file(want)),
+                lambda: safetensors.write(path, timm_file(want)),
+                lambda: path.write_bytes(open(saved(tmp_path, timm_file(want), "n.npz"),
+                                              "rb").read())):
+    write()
+    got, base = weights.load(path, create(), key=KEY)
+    assert_same_backbone(got, want)
+    assert base.sha256 == npz.sha256(path) and len(base.skipped) == 2
+
+
+def test_what_the_layout_skips_is_reported(tmp_path):
+  want = random_params()
+  state = {f"module.base_encoder.{k}": a for k, a in timm_file(want).items()}
+  state |= {f"module.momentum_encoder.{k}": a + 1 for k, a in timm_file(want).items()}
+  saved_by_torch(tmp_path / "w.pth", state)
+  got, base = weights.load(tmp_path / "w.pth", create(), key=KEY)
+  assert_same_backbone(got, want)
+  assert sum("the momentum encoder of MoCo" in s for s in base.skipped) == len(state) // 2
+  assert sum("the projector of MoCo" in s for s in base.skipped) == 2
+
+
+def test_the_first_dinov2_with_registers(tmp_path):
+  """Its table has a row for the class token; timm's and ours have none."""
+  options = {"registers": 4, "no_embed_class": True, "layer_scale": 1.0}
+  want = random_params(**options)
+  state = timm_file(want) | {"register_tokens": want["reg_tokens"],
+                             "mask_token": np.zeros((1, 24), "f4")}
+  for i in range(2):
+    for j, branch in ((1, "attn"), (2, "mlp")):
+      state[f"blocks.{i}.ls{j}.gamma"] = want["encoder"][f"blocks_{i}"][branch]["ls"]
+  row = np.random.RandomState(3).standard_normal((1, 1, 24)).astype(np.float32)
+  state["pos_embed"] = np.concatenate([row, want["pos_embed"]], 1)
+  state["cls_token"] = want["cls_token"] - row
+  saved_by_torch(tmp_path / "w.pth", state)
+  got, base = weights.load(tmp_path / "w.pth", create(**options), key=KEY)
+  np.testing.assert_allclose(got["cls_token"], want["cls_token"], atol=1e-6)
+  assert_same_backbone({**got, "cls_token": 0}, {**want, "cls_token": 0})
+  assert base.resized == ("pos_embed: its class row was added to cls_token",)
+  assert base.skipped[0] == "mask_token: only used in pre-training"
+
+
+def test_swins_tables_of_relative_positions_are_resized_as_in_swins_code():
+  old = np.random.RandomState(0).standard_normal((13 * 13, 4)).astype(np.float32)
+  path = "stages_0/blocks_0/attn/rel_pos"
+  got, want = {path: old}, {path: (23 * 23, 4)}
+  assert relative(got, want, "bicubic_clamped") == [
+    f"{path}: 13 x 13 to 23 x 23, bicubic_clamped"]
+  np.testing.assert_array_equal(got[path], table.resize(old[None], 23, "bicubic_clamped")[0])
+  got, want = {path: old}, {path: (13 * 13, 4)}
+  assert relative(got, want, "bicubic_clamped") == [] and got[path] is old
 
 
 @pytest.mark.parametrize("loop", ["python", "scan"])
@@ -257,10 +340,12 @@ def test_damaged_files_are_named(tmp_path, capsys):
   np.savez(tmp_path / "objects.npz", a=np.array([Bomb()], dtype=object))
   np.save(tmp_path / "lone.npy", np.zeros(3))
   files = [b"", b"PK", b"not a zip", bytes(changed), pickle.dumps(Bomb()),
-           (tmp_path / "objects.npz").read_bytes(), (tmp_path / "lone.npy").read_bytes()]
+           (tmp_path / "objects.npz").read_bytes()]
   files += [whole[:len(whole) * i // 10] for i in range(1, 10)] + [whole[:-1]]
   for data in files:
     path.write_bytes(data)
     with pytest.raises(ValueError, match="w.npz is damaged or no .npz file"):
       weights.load(str(path), create(), key=KEY)
   assert "unpickled" not in capsys.readouterr().out
+  with pytest.raises(ValueError, match=r"lone.npy is a single .npy array: save a dictionary"):
+    weights.load(str(tmp_path / "lone.npy"), create(), key=KEY)
