@@ -10,8 +10,9 @@ import numpy as np
 from etils import epath
 
 from peft_jax import files
+from peft_jax.models.layers import kernel_init
 from peft_jax.models.stack import stack_blocks, unstack_blocks
-from peft_jax.models.vit import kernel_init
+from peft_jax.models.vit import ViT
 from peft_jax.tree import flat, nest
 from peft_jax.weights import names, npz, package
 from peft_jax.weights import table as tables
@@ -60,8 +61,8 @@ def load(spec, model, image_size=None, *, key, table=None):
   plain = model.clone(loop="python")
   images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
   if spec == "random":
-    # In its scan form a model initialises alike for all loops and compiles one block.
-    init = jax.jit(model.clone(loop="scan").init)
+    # In its scan form a ViT initialises alike for all loops and compiles one block.
+    init = jax.jit((model.clone(loop="scan") if isinstance(model, ViT) else plain).init)
     params = unstack_blocks(init(key, jnp.zeros(images.shape, images.dtype))["params"])
     base = Base("random", "random", "", fingerprint(params))
   else:
