@@ -46,11 +46,11 @@ def relative_index(window):
 def shift_mask(side, window, shift):
   """[windows, N, N]: 0 where two tokens of a shifted map may attend, -100 elsewhere.
 
-  The roll brings tokens of opposite edges into one window. Labelled after it and after padding,
-  as in timm: regions cut at side - window and side - shift in both directions.
+  The roll puts the first `shift` rows and columns behind the last ones, into the same windows; they
+  stay apart. As in timm this is told after padding, so that padding counts as their kind.
   """
-  label = np.digitize(np.arange(side), [side - window, side - shift])
-  label = 3 * label[:, None] + label[None]
+  wrapped = np.arange(side) >= side - shift
+  label = 2 * wrapped[:, None] + wrapped[None]
   n = side // window
   label = label.reshape(n, window, n, window).transpose(0, 2, 1, 3).reshape(n * n, -1)
   return np.where(label[:, :, None] == label[:, None], 0.0, -100.0).astype(np.float32)
