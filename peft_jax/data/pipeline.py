@@ -13,6 +13,7 @@ import numpy as np
 MEAN_STD = {  # per channel, of pixels scaled to 0..1
   "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
   "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
   "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 
@@ -64,7 +65,8 @@ def _host_permutation(seed, epoch, n):
 def normalize(images, how, dtype=jnp.float32):
   """(images / 255 - mean) / std per channel, computed in float32, returned as `dtype`.
 
-  images: [..., 3], 0..255, uint8 or float. how: "inception" (-1..1), "imagenet", "none" (0..1).
+  images: [..., 3], 0..255, uint8 or float. how: "inception" (-1..1), "imagenet", "clip" or
+    "none" (0..1).
   """
   if how not in MEAN_STD:
     raise ValueError(f"There is no normalize '{how}'; choose one of {', '.join(MEAN_STD)}.")

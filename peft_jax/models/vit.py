@@ -6,13 +6,14 @@
     logits = fc_norm(mean of the patches of x) W + b                 pool = "avg"
 
 Dosovitskiy et al. 2021, arXiv:2010.11929. The options cover the ViTs of the AugReg, MAE, MoCo v3,
-DeiT-3 and DINOv2 checkpoints, with and without registers. Parameters are float32.
+DeiT (distilled too), CLIP and DINOv2 checkpoints, with and without registers. Parameters are
+float32.
 
 Parameter tree (`blocks` alone, stacked on axis 0, under the scan loops):
 
-    patch_embed/{kernel,bias}  cls_token  reg_tokens  pos_embed
+    patch_embed/{kernel,bias}  cls_token  dist_token  reg_tokens  pos_embed  norm_pre
     encoder/blocks_0/attn/{norm,q,k,v,proj,ls}  encoder/blocks_0/mlp/{norm,fc1,fc2,ls}
-    norm (fc_norm for pool="avg")  head
+    norm (fc_norm for pool="avg")  pre_logits  head  head_dist
 
 `attn` and `mlp` are residual branches: they take the stream [B, N, D] and return what is added to
 it. Inside, tokens are flattened to [B * N, D]: on CPU the three-dimensional contractions cost 15 %
@@ -24,69 +25,31 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from peft_jax.models.layers import (
+  Mlp,
+  Numerics,
+  attend,
+  check_images,
+  drop,
+  drop_rates,
+  is_whole,
+  kernel_init,
+)
+from peft_jax.models.layers import check as check_shared
 
 LOOPS = ("python", "remat", "scan", "scan_remat")
-DTYPES = ("float32", "bfloat16", "float64")
 ATTENTIONS = ("xla", "cudnn")
 POOLS = ("cls", "avg")
 
-GELUS = {
-  "exact": lambda x: jax.nn.gelu(x, approximate=False),
-  "tanh": lambda x: jax.nn.gelu(x, approximate=True),
-  "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
-}
 
-# Standard deviation 0.02 after the cut at two: flax's argument is the one before it.
-kernel_init = nn.initializers.truncated_normal(0.02 / 0.87962566)
-
-
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockSpec(Numerics):
   """What all blocks of one ViT share; the fields are those of `ViT`."""
 
-  width: int
   heads: int
-  mlp_width: int
-  layer_scale: float | None
-  gelu: str
-  eps: float
-  dtype: str
-  attention: str
-
-  @property
-  def wide(self):
-    """Type of what bfloat16 is too coarse for: norms, softmax, head."""
-    return "float64" if self.dtype == "float64" else "float32"
-
-  def norm(self, x, name):
-    # The one-pass variance flax takes by default loses 2e-3 when tokens share an offset of 100.
-    norm = nn.LayerNorm(self.eps, dtype=self.wide, use_fast_variance=False, name=name)
-    return norm(x.astype(self.wide)).astype(self.dtype)
-
-  def dense(self, width, name):
-    return nn.Dense(width, dtype=self.dtype, kernel_init=kernel_init, name=name)
-
-
-def scaled(module, spec, x):
-  """x * ls, the branch's layer scale, for x [M, D]; x where the model has none."""
-  if spec.layer_scale is None:
-    return x
-  ls = module.param("ls", nn.initializers.constant(spec.layer_scale), (spec.width,), jnp.float32)
-  return x * ls.astype(x.dtype)[None]
-
-
-def attend(q, k, v, how, wide):
-  """softmax(q k^T / sqrt(d)) v for q, k, v [B, N, H, d]; the softmax has type `wide`."""
-  if how == "cudnn":
-    if jax.default_backend() != "gpu":
-      raise ValueError("attention='cudnn' runs on NVIDIA GPUs only, and the default backend is "
-                       f"{jax.default_backend()}: take attention='xla'.")
-    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-  q, k, v = (jnp.transpose(a, (0, 2, 1, 3)) for a in (q, k, v))  # [B, H, N, d]
-  scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
-  y = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(v.dtype), v)
-  return jnp.transpose(y, (0, 2, 1, 3))
+  hidden: int
+  attention: str = "xla"
 
 
 class Attention(nn.Module):
@@ -100,21 +63,16 @@ class Attention(nn.Module):
     flat = spec.norm(x.reshape(b * n, d), "norm")
     heads = (b, n, spec.heads, d // spec.heads)
     q, k, v = (spec.dense(d, name)(flat).reshape(heads) for name in "qkv")
-    y = attend(q, k, v, spec.attention, spec.wide).reshape(b * n, d)
-    return scaled(self, spec, spec.dense(d, "proj")(y)).reshape(b, n, d)
+    y = cudnn(q, k, v) if spec.attention == "cudnn" else attend(q, k, v, spec.wide)
+    return spec.scaled(self, spec.dense(d, "proj")(y.reshape(b * n, d)), "ls").reshape(b, n, d)
 
 
-class Mlp(nn.Module):
-  """The residual branch ls * fc2(gelu(fc1(norm(x)))), [B, N, D] -> [B, N, D]."""
-
-  spec: BlockSpec
-
-  @nn.compact
-  def __call__(self, x):
-    spec, (b, n, d) = self.spec, x.shape
-    y = spec.norm(x.reshape(b * n, d), "norm")
-    y = GELUS[spec.gelu](spec.dense(spec.mlp_width, "fc1")(y))
-    return scaled(self, spec, spec.dense(d, "fc2")(y)).reshape(b, n, d)
+def cudnn(q, k, v):
+  """`attend` by the fused kernel of NVIDIA's library."""
+  if jax.default_backend() != "gpu":
+    raise ValueError("attention='cudnn' runs on NVIDIA GPUs only, and the default backend is "
+                     f"{jax.default_backend()}: take attention='xla'.")
+  return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
 
 
 class Block(nn.Module):
@@ -124,15 +82,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, rate=None):
-    x = x + self.drop(Attention(self.spec, name="attn")(x), rate)
-    return x + self.drop(Mlp(self.spec, name="mlp")(x), rate)
-
-  def drop(self, y, rate):
-    """Zero for a share `rate` of the samples, y / (1 - rate) for the others (stochastic depth)."""
-    if rate is None:
-      return y
-    kept = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (y.shape[0], 1, 1))
-    return jnp.where(kept, y / jnp.asarray(1.0 - rate, y.dtype), jnp.zeros((), y.dtype))
+    x = x + drop(self, Attention(self.spec, name="attn")(x), rate)
+    return x + drop(self, Mlp(self.spec, self.spec.hidden, name="mlp")(x), rate)
 
 
 class Encoder(nn.Module):
@@ -150,16 +101,11 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x, train=False):
-    rates = None
-    if train and self.drop_path:
-      if not self.has_rng("dropout"):
-        raise ValueError(f"drop_path={self.drop_path} with train=True draws from the rng stream "
-                         "'dropout', which was not given: pass rngs={'dropout': key}.")
-      rates = np.linspace(0.0, self.drop_path, self.depth).astype(np.float32)
+    rates = drop_rates(self, self.depth, train)
     kind = nn.remat(Block, prevent_cse="scan" not in self.loop) if "remat" in self.loop else Block
     if "scan" not in self.loop:
-      for i in range(self.depth):
-        x = kind(self.spec, name=f"blocks_{i}")(x, None if rates is None else rates[i])
+      for i, rate in enumerate(rates):
+        x = kind(self.spec, name=f"blocks_{i}")(x, rate)
       return x
     scan = nn.scan(
       lambda block, x, rate: (block(x, rate), None),
@@ -167,7 +113,8 @@ class Encoder(nn.Module):
       split_rngs={True: True},
       length=self.depth,
     )
-    return scan(kind(self.spec, name="blocks"), x, None if rates is None else jnp.asarray(rates))[0]
+    rates = None if rates[0] is None else jnp.asarray(rates)
+    return scan(kind(self.spec, name="blocks"), x, rates)[0]
 
 
 class ViT(nn.Module):
@@ -177,6 +124,10 @@ class ViT(nn.Module):
   image_size: S, in pixels; it sets the length of the position table.
   registers: tokens between class token and patches that carry no position.
   no_embed_class: the position table covers the patches only (DeiT-3, models with registers).
+  distilled: a second token and head (DeiT); their logits, or features, are averaged.
+  norm_pre: a norm between the position table and the blocks (CLIP).
+  patch_bias, head_bias: False for CLIP's patches and for its projection, which is the head.
+  pre_logits: tanh(x W + b) between pooled token and head (the original ImageNet-21k models).
   layer_scale: initial value of `ls`; None for models without.
   drop_path: rate of the last block; acts only with train=True, from the rng stream "dropout".
   dtype: of the computation; under bfloat16 the parameters, norms, softmax, head and logits stay
@@ -200,61 +151,66 @@ class ViT(nn.Module):
   loop: str = "python"
   dtype: str = "float32"
   attention: str = "xla"
+  distilled: bool = False
+  norm_pre: bool = False
+  patch_bias: bool = True
+  pre_logits: bool = False
+  head_bias: bool = True
 
   @nn.compact
   def __call__(self, images, train=False):
     check(self)
-    check_images(self, images)
-    dtype, d, prefix = jnp.dtype(self.dtype), self.width, 1 + self.registers
-    spec = BlockSpec(d, self.heads, self.mlp_ratio * d, self.layer_scale, self.gelu, self.eps,
-                     self.dtype, self.attention)
+    check_images(self, images, f", a multiple of {self.patch}")
+    dtype, d = jnp.dtype(self.dtype), self.width
+    spec = BlockSpec(
+      heads=self.heads, hidden=self.mlp_ratio * d, layer_scale=self.layer_scale, gelu=self.gelu,
+      eps=self.eps, dtype=self.dtype, attention=self.attention)
 
-    p = (self.patch, self.patch)
-    x = nn.Conv(d, p, strides=p, padding="VALID", dtype=dtype, name="patch_embed")(
-      images.astype(dtype))
+    x = spec.patches(d, self.patch, "patch_embed", use_bias=self.patch_bias)(images.astype(dtype))
     b, n = x.shape[0], x.shape[1] * x.shape[2]
-    x = x.reshape(b, n, d)
-
-    small = nn.initializers.normal(1e-6)
-    tokens = [self.param("cls_token", small, (1, 1, d), jnp.float32)]
-    if self.registers:
-      tokens.append(self.param("reg_tokens", small, (1, self.registers, d), jnp.float32))
-    rows = n if self.no_embed_class else 1 + n
-    table = self.param("pos_embed", kernel_init, (1, rows, d), jnp.float32).astype(dtype)
-    tokens = [jnp.broadcast_to(t.astype(dtype), (b, *t.shape[1:])) for t in tokens]
-    if self.no_embed_class:
-      x = jnp.concatenate([*tokens, x + table], axis=1)
-    else:  # registers carry no position in either form
-      parts = [tokens[0] + table[:, :1], *tokens[1:], x + table[:, 1:]]
-      x = jnp.concatenate(parts, axis=1)
-
+    x = self.placed(x.reshape(b, n, d))
+    if self.norm_pre:
+      x = spec.norm(x, "norm_pre")
     x = Encoder(spec, self.depth, self.drop_path, self.loop, name="encoder")(x, train=train)
 
-    if self.pool == "cls":  # the norm acts token by token, so the class token alone suffices
-      x = spec.norm(x[:, 0], "norm")
-    else:
-      x = spec.norm(jnp.mean(x[:, prefix:], axis=1, dtype=spec.wide), "fc_norm")
-    if not self.num_classes:
-      return x
-    head = nn.Dense(self.num_classes, dtype=spec.wide, kernel_init=kernel_init, name="head")
-    return head(x.astype(spec.wide))
+    if self.pool == "avg":
+      x = spec.norm(jnp.mean(x[:, -n:], axis=1, dtype=spec.wide), "fc_norm")
+    else:  # the norm acts token by token, so the tokens that are read suffice
+      x = spec.norm(x[:, :2] if self.distilled else x[:, 0], "norm")
+    if self.pre_logits:
+      x = jnp.tanh(spec.dense(d, "pre_logits")(x))
+    if not self.distilled:
+      return spec.head(x, self.num_classes, "head", self.head_bias)
+    first, second = (spec.head(x[:, i], self.num_classes, name, self.head_bias)
+                     for i, name in enumerate(("head", "head_dist")))
+    return (first + second) / 2
+
+  def placed(self, x):
+    """The patches x [B, N, D] with the other tokens before them and positions added."""
+    def token(name, start, rows=1):
+      value = self.param(name, start, (1, rows, self.width), jnp.float32).astype(x.dtype)
+      return jnp.broadcast_to(value, (x.shape[0], rows, self.width))
+
+    small = nn.initializers.normal(1e-6)
+    tokens, registers = [token("cls_token", small)], []
+    if self.distilled:
+      tokens.append(token("dist_token", kernel_init))
+    if self.registers:  # they carry no position
+      registers.append(token("reg_tokens", small, self.registers))
+    rows = x.shape[1] + (0 if self.no_embed_class else len(tokens))
+    table = self.param("pos_embed", kernel_init, (1, rows, self.width), jnp.float32)
+    table = table.astype(x.dtype)
+    if not self.no_embed_class:
+      tokens = [t + table[:, i : i + 1] for i, t in enumerate(tokens)]
+    return jnp.concatenate([*tokens, *registers, x + table[:, rows - x.shape[1]:]], axis=1)
 
 
 def check(model):
   """Raises ValueError for options of a `ViT` that do not exist or do not go together."""
-  for field, known in (("loop", LOOPS), ("dtype", DTYPES), ("attention", ATTENTIONS),
-                       ("pool", POOLS), ("gelu", tuple(GELUS))):
-    value = getattr(model, field)
-    if value not in known:
-      raise ValueError(f"{field}={value!r} is none of {', '.join(known)}.")
-  for field in ("width", "depth", "heads", "patch", "image_size", "mlp_ratio"):
-    value = getattr(model, field)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-      raise ValueError(f"{field}={value!r} must be a whole number above 0.")
-  for field in ("num_classes", "registers"):
-    value = getattr(model, field)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-      raise ValueError(f"{field}={value!r} must be a whole number, 0 or more.")
+  counts = ("width", "depth", "heads", "patch", "mlp_ratio")
+  check_shared(model, counts, loop=LOOPS, attention=ATTENTIONS, pool=POOLS)
+  if not is_whole(model.registers, 0):
+    raise ValueError(f"registers={model.registers!r} must be a whole number, 0 or more.")
   if model.image_size % model.patch:
     low = model.image_size // model.patch * model.patch
     raise ValueError(
@@ -262,25 +218,10 @@ def check(model):
       f"{f'{low} or ' if low else ''}{low + model.patch}.")
   if model.width % model.heads:
     raise ValueError(f"width={model.width} is not divisible by heads={model.heads}.")
-  if not 0.0 <= model.drop_path < 1.0:
-    raise ValueError(f"drop_path={model.drop_path} must lie in [0, 1).")
-  if model.dtype == "float64" and not jax.config.jax_enable_x64:
-    raise ValueError("dtype='float64' needs JAX_ENABLE_X64=1 in the environment.")
+  if model.distilled and (model.pool != "cls" or model.pre_logits):
+    raise ValueError("distilled=True reads the class and the distillation token with one head "
+                     "each: leave pool='cls' and pre_logits=False.")
   if model.attention == "cudnn" and (model.dtype != "bfloat16" or model.width // model.heads % 8):
     raise ValueError(
       "attention='cudnn' needs dtype='bfloat16' and a head width divisible by 8, not "
       f"dtype={model.dtype!r} and {model.width // model.heads}: take attention='xla'.")
-
-
-def check_images(model, images):
-  """Raises ValueError unless `images` is a floating [B, S, S, 3] with S = model.image_size."""
-  s = model.image_size
-  if jnp.ndim(images) != 4 or images.shape[-1] != 3:
-    raise ValueError(f"images must be [batch, {s}, {s}, 3], not {tuple(jnp.shape(images))}.")
-  if not jnp.issubdtype(images.dtype, jnp.floating):
-    raise ValueError(f"images must be normalised floating point numbers, not {images.dtype}: "
-                     "pass them through data.normalize.")
-  if images.shape[1:3] != (s, s):
-    raise ValueError(
-      f"images of {images.shape[1]} x {images.shape[2]} pixels do not fit a model made for {s} x "
-      f"{s}: resize them, or create the model with image_size of a multiple of {model.patch}.")

@@ -215,7 +215,7 @@ def resolve(config):
   preset = models.preset(c.model.name)
   for place, name, value in [
     (c.model, "image_size", preset.image_size),
-    (c.model, "layer_scale", preset.layer_scale),
+    (c.model, "layer_scale", getattr(preset.model, "layer_scale", None)),
     (c.data, "normalize", preset.normalize),
     (c, "weights", preset.weights),
   ]:

@@ -12,8 +12,9 @@ from etils import epath
 
 from peft_jax import files
 from peft_jax.models import shapes
+from peft_jax.models.layers import kernel_init
 from peft_jax.models.stack import stack_blocks, unstack_blocks
-from peft_jax.models.vit import kernel_init
+from peft_jax.models.vit import ViT
 from peft_jax.tree import flat, nest
 from peft_jax.weights import hub, names, npz, package, reader
 from peft_jax.weights import table as tables
@@ -63,8 +64,8 @@ def load(spec, model, image_size=None, *, key, table=None):
   spec = str(spec)
   plain = model.clone(loop="python")
   if spec == "random":
-    # In its scan form a model initialises alike for all loops and compiles one block.
-    init = jax.jit(model.clone(loop="scan").init)
+    # In its scan form a ViT initialises alike for all loops and compiles one block.
+    init = jax.jit((model.clone(loop="scan") if isinstance(model, ViT) else plain).init)
     images = jnp.zeros(shapes.images(model).shape, jnp.float32)
     params = unstack_blocks(init(key, images)["params"])
     base = Base("random", "random", "", fingerprint(params))

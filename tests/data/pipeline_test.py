@@ -103,8 +103,8 @@ def test_normalize_rounds_to_the_dtype_asked_for_at_the_end():
 
 
 def test_unknown_names_list_the_known_ones():
-  with pytest.raises(ValueError, match="no normalize 'clip'.*inception, imagenet, none"):
-    data.normalize(IMAGES, "clip")
+  with pytest.raises(ValueError, match="no normalize 'clap'.*inception, imagenet, clip, none"):
+    data.normalize(IMAGES, "clap")
   with pytest.raises(ValueError, match="no augment 'mixup'.*none, flip, crop_flip"):
     data.augment(IMAGES, jax.random.key(0), "mixup")
 

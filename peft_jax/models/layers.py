@@ -1,0 +1,177 @@
+"""What the backbones share: types and epsilons, stochastic depth, attention, checks of options."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+GELUS = {
+  "exact": lambda x: jax.nn.gelu(x, approximate=False),
+  "tanh": lambda x: jax.nn.gelu(x, approximate=True),
+  "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # OpenAI's CLIP
+}
+
+# Standard deviation 0.02 after the cut at two: flax's argument is the one before it.
+kernel_init = nn.initializers.truncated_normal(0.02 / 0.87962566)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Numerics:
+  """What all layers of one model share; the fields are those of the models."""
+
+  eps: float
+  gelu: str = "exact"
+  dtype: str = "float32"
+  layer_scale: float | None = None
+
+  @property
+  def wide(self):
+    """Type of what bfloat16 is too coarse for: norms, softmax, means, head."""
+    return "float64" if self.dtype == "float64" else "float32"
+
+  def norm(self, x, name):
+    # The one-pass variance flax takes by default loses 2e-3 when tokens share an offset of 100.
+    norm = nn.LayerNorm(self.eps, dtype=self.wide, use_fast_variance=False, name=name)
+    return norm(x.astype(self.wide)).astype(self.dtype)
+
+  def dense(self, width, name, use_bias=True):
+    return nn.Dense(width, use_bias, self.dtype, kernel_init=kernel_init, name=name)
+
+  def patches(self, width, side, name, **options):
+    """side x side pixels to one token; rows and columns that fill no patch are dropped."""
+    return nn.Conv(width, (side, side), strides=(side, side), padding="VALID", dtype=self.dtype,
+                   name=name, **options)
+
+  def act(self, x):
+    return GELUS[self.gelu](x)
+
+  def scaled(self, module, x, name):
+    """x * the parameter `name` [C] of `module`, for x [..., C]; x for models without it."""
+    if self.layer_scale is None:
+      return x
+    start = nn.initializers.constant(self.layer_scale)
+    scale = module.param(name, start, x.shape[-1:], jnp.float32).astype(x.dtype)
+    return x * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
+
+  def head(self, x, classes, name="head", use_bias=True):
+    """Logits of `wide` type for x [B, D]; x itself when there are no classes."""
+    if not classes:
+      return x
+    head = nn.Dense(classes, use_bias, self.wide, kernel_init=kernel_init, name=name)
+    return head(x.astype(self.wide))
+
+
+class Mlp(nn.Module):
+  """The residual branch ls * fc2(gelu(fc1(norm(x)))), [..., D] -> [..., D].
+
+  hidden: width between fc1 and fc2.
+  """
+
+  numerics: Numerics
+  hidden: int
+
+  @nn.compact
+  def __call__(self, x):
+    num, d = self.numerics, x.shape[-1]
+    y = num.norm(x.reshape(-1, d), "norm")
+    y = num.act(num.dense(self.hidden, "fc1")(y))
+    return num.scaled(self, num.dense(d, "fc2")(y), "ls").reshape(x.shape)
+
+
+def attend(q, k, v, wide, bias=None):
+  """softmax(q k^T / sqrt(d) + bias) v for q, k, v [B, N, H, d]; the softmax has type `wide`.
+
+  bias: [G, H, N, N] where G divides B: the g-th of every G consecutive sequences gets the g-th.
+  """
+  q, k, v = (jnp.transpose(a, (0, 2, 1, 3)) for a in (q, k, v))  # [B, H, N, d]
+  scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
+  if bias is not None:
+    scores = (scores.reshape(-1, *bias.shape) + bias[None]).reshape(scores.shape)
+  y = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(v.dtype), v)
+  return jnp.transpose(y, (0, 2, 1, 3))
+
+
+# --- stochastic depth ------------------------------------------------------------------------
+
+
+def drop_rates(module, depth, train):
+  """Of each block: drop_path * i / (depth - 1), a list of numbers; of Nones where nothing drops."""
+  if not (train and module.drop_path):
+    return [None] * depth
+  if not module.has_rng("dropout"):
+    raise ValueError(f"drop_path={module.drop_path} with train=True draws from the rng stream "
+                     "'dropout', which was not given: pass rngs={'dropout': key}.")
+  return list(np.linspace(0.0, module.drop_path, depth).astype(np.float32))
+
+
+def drop(module, y, rate):
+  """Zero for a share `rate` of the samples, y / (1 - rate) for the others; None drops nothing."""
+  if rate is None:
+    return y
+  shape = (y.shape[0],) + (1,) * (y.ndim - 1)
+  kept = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
+  return jnp.where(kept, y / jnp.asarray(1.0 - rate, y.dtype), jnp.zeros((), y.dtype))
+
+
+# --- checks ----------------------------------------------------------------------------------
+
+
+def check(model, counts, **choices):
+  """Raises ValueError for values that no backbone takes.
+
+  counts: names of fields that hold a whole number above 0, or a tuple of such numbers; beside
+    image_size.
+  choices: field=values it may have; beside dtype and gelu.
+  """
+  for field, known in {"dtype": DTYPES, "gelu": tuple(GELUS), **choices}.items():
+    value = getattr(model, field)
+    if value not in known:
+      raise ValueError(f"{field}={value!r} is none of {', '.join(known)}.")
+  for field in ("image_size", *counts):
+    value = getattr(model, field)
+    if not all(is_whole(v, 1) for v in (value if isinstance(value, tuple) and value else (value,))):
+      raise ValueError(f"{field}={value!r} must be a whole number above 0"
+                       f"{' for every stage' if isinstance(value, tuple) else ''}.")
+  if not is_whole(model.num_classes, 0):
+    raise ValueError(f"num_classes={model.num_classes!r} must be a whole number, 0 or more.")
+  if not 0.0 <= model.drop_path < 1.0:
+    raise ValueError(f"drop_path={model.drop_path} must lie in [0, 1).")
+  if model.dtype == "float64" and not jax.config.jax_enable_x64:
+    raise ValueError("dtype='float64' needs JAX_ENABLE_X64=1 in the environment.")
+
+
+def check_stages(model, *fields):
+  """Raises ValueError unless the tuples `fields` have one entry per stage; refuses scans."""
+  lengths = {field: len(getattr(model, field)) for field in fields
+             if isinstance(getattr(model, field), tuple)}
+  if set(lengths) != set(fields) or len(set(lengths.values())) != 1:
+    shown = ", ".join(f"{field}={getattr(model, field)!r}" for field in fields)
+    raise ValueError(f"{shown} must be tuples with one entry per stage.")
+  if "scan" in str(model.loop):
+    raise ValueError(f"loop={model.loop!r} stacks equal blocks, and the stages of a "
+                     f"{type(model).__name__} differ in shape: take loop='remat'.")
+
+
+def is_whole(value, low):
+  return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def check_images(model, images, sizes=""):
+  """Raises ValueError unless `images` is a floating [B, S, S, 3] with S = model.image_size.
+
+  sizes: what the sentence adds about sizes the model can be made for.
+  """
+  s = model.image_size
+  if jnp.ndim(images) != 4 or images.shape[-1] != 3:
+    raise ValueError(f"images must be [batch, {s}, {s}, 3], not {tuple(jnp.shape(images))}.")
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    raise ValueError(f"images must be normalised floating point numbers, not {images.dtype}: "
+                     "pass them through data.normalize.")
+  if images.shape[1:3] != (s, s):
+    raise ValueError(
+      f"images of {images.shape[1]} x {images.shape[2]} pixels do not fit a model made for {s} x "
+      f"{s}: resize them, or create the model with another image_size{sizes}.")
