@@ -4,6 +4,7 @@
     evaluate  accuracy of an adapter on its task's test split
     predict   class names and probabilities for image files
     merge     plain weights with the adapter folded in
+    weights   look into a published checkpoint, or convert it
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ def parser():
   )
   verbs = made.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-  def verb(name, function, text, usage=None):
+  def verb(name, function, text, usage=None, **options):
     sub = verbs.add_parser(
-      name, help=text, description=text[0].upper() + text[1:] + ".", usage=usage, allow_abbrev=False
+      name, help=text, description=text[0].upper() + text[1:] + ".", usage=usage,
+      allow_abbrev=False, **options
     )
     sub.set_defaults(function=function)
     return sub
@@ -65,6 +67,10 @@ def parser():
   _adapter(sub)
   _task(sub)
   sub.add_argument("--out", required=True, help="FILE.safetensors, or FILE.npz as base weights")
+  sub.add_argument("--timm", action="store_true", help="names and layouts of timm's state dict")
+
+  sub = verb("weights", weights, "look into a published checkpoint, or convert it", add_help=False)
+  sub.add_argument("arguments", nargs=argparse.REMAINDER, help="see weights --help")
   return made
 
 
@@ -82,7 +88,7 @@ def main(argv=None):
   """Runs one verb; returns the exit code, 2 with one sentence on stderr for a user's mistake."""
   made = parser()
   args, rest = made.parse_known_args(argv)
-  if rest and args.verb != "explain":
+  if rest and args.verb not in ("explain", "weights"):
     made.error(f"{args.verb} takes no argument {rest[0]!r}")
   try:
     args.function(args, rest)
@@ -209,15 +215,23 @@ def merge(args, rest):
 
   if not args.out.endswith((".safetensors", ".npz")):
     raise ValueError(f"--out={args.out} must end in .safetensors or .npz.")
+  if args.timm and not args.out.endswith(".safetensors"):
+    raise ValueError(f"--out={args.out} must end in .safetensors with --timm.")
   loaded = peft_jax.load(args.adapter, args.base)
   params = loaded.merged()
   images, what = _some_images(args, loaded)
   difference, largest = loaded.merging_error(images, params)
-  adapter_file.save_merged(args.out, params, loaded.header)
+  adapter_file.save_merged(args.out, params, loaded.header, args.timm)
   print(
     f"{args.out}: merged weights change the logits of {len(images)} {what} images by at most "
     f"{difference:.2g} (largest logit {largest:.3g})"
   )
+
+
+def weights(args, rest):
+  from peft_jax.weights import command
+
+  command.main([*args.arguments, *rest])
 
 
 def _some_images(args, loaded):

@@ -36,6 +36,7 @@ from peft_jax.models import stack_blocks, unstack_blocks
 from peft_jax.sites import sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned
+from peft_jax.weights import names
 
 FORMAT = 1
 NAME = "peft_jax_adapter"
@@ -59,17 +60,24 @@ def size(train, **about):
   return safetensors.size(flat(train), _metadata(header(**about)))
 
 
-def save_merged(path, params, header):
+def save_merged(path, params, header, timm=False):
   """Writes merged parameters, one subtree per block, to a .safetensors or .npz file.
 
-  The former holds the adapter's header under "peft_jax_merged"; the latter is base weights for
-  weights.load, which starts a fresh head.
+  The former holds the adapter's header, class names included, under "peft_jax_merged"; the latter
+  is base weights for weights.load, which starts a fresh head.
+  timm: names and layouts of timm's state dict of the same model, head included, for
+    load_state_dict(strict=True); .safetensors only.
   """
+  if timm and not str(path).endswith(".safetensors"):
+    raise ValueError(f"timm reads .safetensors, not {path}; name the file so.")
   if str(path).endswith(".npz"):
-    weights.save(path, params)
-  else:
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"))
-    safetensors.write(path, flat(unstack_blocks(params)), {MERGED: text})
+    return weights.save(path, params)
+  arrays = flat(unstack_blocks(params))
+  if timm:
+    model = (header["model"] or {}).get("name", "")
+    arrays = names.to_timm(arrays, names.has_conv_mlp(model))
+  text = json.dumps(header, sort_keys=True, separators=(",", ":"))
+  safetensors.write(path, arrays, {MERGED: text})
 
 
 def _metadata(header):

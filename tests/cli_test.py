@@ -1,6 +1,7 @@
 """python -m peft_jax: what each verb prints, and one sentence with exit code 2 for mistakes."""
 
 import functools
+import json
 import pathlib
 import re
 import subprocess
@@ -261,6 +262,18 @@ def test_merge_writes_plain_weights_and_the_measured_difference(
   assert any(abs(array - moved[path]).max() > 0.01 for path, array in arrays.items())
 
 
+def test_merge_in_timms_names_comes_back_bit_for_bit(capsys, adapter, tmp_path):
+  loaded, file = peft_jax.load(adapter), tmp_path / "merged.safetensors"
+  said(capsys, "merge", adapter, f"--out={file}", "--timm")
+  arrays, metadata = safetensors.read(file)
+  assert "blocks.0.attn.qkv.weight" in arrays and "head.weight" in arrays
+  assert json.loads(metadata["peft_jax_merged"])["class_names"] == list(loaded.labels)
+  expected = flat(loaded.merged())
+  for path, leaf in weights.names.timm(arrays).items():
+    np.testing.assert_array_equal(leaf, expected.pop(path), err_msg=path)
+  assert not expected
+
+
 def test_merge_measures_on_random_images_without_data_and_writes_base_weights(
   capsys, adapter, tmp_path
 ):
@@ -285,6 +298,7 @@ MISTAKES = {
   "split": (["evaluate", "ADAPTER", "--data.root=ROOT", "--split=x"], "has no split 'x'; it has"),
   "batch": (["evaluate", "ADAPTER", "--batch_size=0"], "--batch_size=0 must be 1 or more"),
   "base": (["predict", "ADAPTER", "x.png", "--base=x"], "weights 'x' are neither"),
+  "timm": (["merge", "ADAPTER", "--out=x.npz", "--timm"], "must end in .safetensors with --timm"),
   "suffix": (["merge", "ADAPTER", "--out=x.pt"], "must end in .safetensors or .npz"),
   "file in the way": (["merge", "ADAPTER", "--out=ADAPTER/x.npz"], "ADAPTER: File exists; mend"),
 }

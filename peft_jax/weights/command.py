@@ -7,8 +7,6 @@
 import argparse
 import re
 
-import jax
-import jax.numpy as jnp
 from etils import epath
 
 from peft_jax import models, safetensors
@@ -90,9 +88,7 @@ def nearest(arrays, count=3):
 
 
 def shapes_of(model):
-  images = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
-  return {path: leaf.shape for path, leaf in flat(shapes).items()}
+  return {path: leaf.shape for path, leaf in flat(models.parameters(model)).items()}
 
 
 def convert(args):
@@ -110,7 +106,7 @@ def convert(args):
     rest = {path: a for path, a in arrays.items() if path not in heads}
     done, more = fit(rest, shapes_of(model), file, model, "bicubic_aa")
     arrays, skipped = rest | heads, [*skipped, *more]
-    conv_mlp = conv_mlp or bool(re.match(r"convnext(v2)?_(atto|femto|pico|nano)", args.model))
+    conv_mlp = conv_mlp or names.has_conv_mlp(args.model)
   else:
     arrays, skipped = translated(file, arrays)
     for path in sorted(arrays):

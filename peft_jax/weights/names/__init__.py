@@ -15,14 +15,14 @@ import numpy as np
 
 from peft_jax.models.stack import unstack_blocks
 from peft_jax.tree import flat, nest
-from peft_jax.weights.names.families import FAMILIES, family_of, to_ours, to_timm
+from peft_jax.weights.names.families import FAMILIES, family_of, has_conv_mlp, to_ours, to_timm
 from peft_jax.weights.names.focus import focus
 from peft_jax.weights.names.google import google
 from peft_jax.weights.names.layouts import BUFFERS, LAYOUTS, PREFIXES, REFUSED, rename
 from peft_jax.weights.names.rules import same_heads
 
-__all__ = ["LAYOUTS", "SKIPPED", "family_of", "find", "focus", "google", "layout", "same_heads",
-           "timm", "to_timm", "translate"]
+__all__ = ["LAYOUTS", "SKIPPED", "family_of", "find", "focus", "google", "has_conv_mlp", "layout",
+           "same_heads", "timm", "to_timm", "translate"]
 
 # What the loader drops from any file, by the name it has after mapping, unless the model has it.
 SKIPPED = {

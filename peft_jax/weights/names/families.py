@@ -154,11 +154,15 @@ def family_of(paths):
   return next((name for name, mark in MARKS.items() if mark in paths), None)
 
 
+def has_conv_mlp(model):
+  """Whether timm builds the model of this name with 1 x 1 convolutions for linear layers."""
+  return bool(re.match(r"convnext(v2)?_(atto|femto|pico|nano)", model))
+
+
 def to_timm(params, conv_mlp=False):
   """{timm's name: array} of a flat {our path: array}, one subtree per block; undoes `to_ours`.
 
-  conv_mlp: timm's form of ConvNeXt's smallest (atto to nano), whose linear layers are 1 x 1
-    convolutions there.
+  conv_mlp: timm's form of ConvNeXt's smallest, see `has_conv_mlp`.
   Raises ValueError for a tree that is none of FAMILIES, and names the first path that is unknown.
   """
   name = family_of(params)
