@@ -110,6 +110,9 @@ class SSF(Method):
       return params
     a, b = own[f"{self.end}/scale"], own[f"{self.end}/shift"]
     blocks = [m for path in new if (m := re.fullmatch(BLOCK + "dwconv/kernel", path))]
+    if not blocks:
+      raise ValueError(f"SSF: the pair before the norm {self.end!r} folds into the last stage of a "
+                       "ConvNeXt, and this model is none.")
     stage = max(int(m["stage"]) for m in blocks)
     blocks = sorted((int(m["block"]), m) for m in blocks if int(m["stage"]) == stage)
     model = blocks[0][1]["model"]

@@ -199,3 +199,12 @@ def test_the_pair_of_pooled_features_is_the_papers_affine_of_the_last_stage():
     want = model.apply({"params": params}, x)
   assert float(jnp.max(jnp.abs(want - base))) > 0.1
   np.testing.assert_allclose(tuned.apply(variables, x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pair_before_the_norm_of_another_model_does_not_fold():
+  model = MODELS["swin"]
+  x = jnp.zeros((1, 20, 20, 3))
+  params = layers.drawn(jax.eval_shape(model.init, jax.random.key(0), x)["params"], 1)
+  tuned = Tuned(model, (SSF(sites="norm", end="norm"),), sites(model, x))
+  with pytest.raises(ValueError, match="last stage of a ConvNeXt, and this model is none"):
+    tuned.merge({"params": params, **tuned.init(jax.random.key(1))})
