@@ -34,6 +34,7 @@ class Method:
   weights = None
   call = None
   fold = None  # fold(params_tree, tree) -> params_tree: the part of a merge not local to a site
+  folded = ()  # the sites whose change `fold` alone carries: `weights` is not asked there
 
   def bind(self, table, chosen):
     """The method knowing the table and its `chosen` sites; ValueError where it cannot work."""

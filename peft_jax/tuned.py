@@ -154,9 +154,10 @@ class Tuned:
     for method, places in self.bound:
       for path, site in places.items():
         own = {name: params[f"{path}/{name}"] for name, _ in site.params}
-        if v := under(path, derived[method.collection]):
+        if path not in method.folded and (v := under(path, derived[method.collection])):
           new = _mapped(functools.partial(reweighted, method, site), site)(own, v)
           params |= {f"{path}/{name}": value for name, value in new.items()}
+    for method, _ in reversed(self.bound):  # the outermost acts first on what a layer reads
       if method.fold is not None:
         params = flat(method.fold(nest(params), nest(derived[method.collection])))
     return nest(params)
@@ -177,7 +178,7 @@ class Tuned:
 
 def reweighted(method, site, params, v):
   """method.weights, held to the names and shapes it was given; ValueError where it cannot be."""
-  if method.weights is None:
+  if method.weights is None or site.path in method.folded:
     why = "is no change of weights: it can neither be merged nor lie below one that is only that"
     raise ValueError(f"{type(method).__name__} at {site.path} {why}; keep it last in `methods`.")
   new = method.weights(site, dict(params), v)

@@ -50,9 +50,9 @@ def perturbed(tree):
 class Made:
   """A tuned vit_test, trained by adding noise, and its file."""
 
-  def __init__(self, folder, methods=METHODS["lora"], spec=None, **options):
+  def __init__(self, folder, methods=METHODS["lora"], spec=None, name="vit_test", **options):
     self.path = folder / "adapter.safetensors"
-    self.model = models.create("vit_test", num_classes=3, **options)
+    self.model = models.create(name, num_classes=3, **options)
     if spec:
       self.params, base = weights.load(spec, self.model, key=KEY)
     else:
@@ -67,7 +67,7 @@ class Made:
     self.about = {
       "tuned": self.tuned,
       "base": base,
-      "model": "vit_test",
+      "model": name,
       "resize": "bilinear_pil",
       "normalize": "imagenet",
       "task": "folder",
@@ -104,6 +104,19 @@ def test_loaded_logits_are_those_that_were_trained(tmp_path, name):
   np.testing.assert_allclose(loaded.logits(images()), expected, rtol=1e-5, atol=1e-6)
   merged = jax.jit(made.model.apply)({"params": loaded.merged()}, images())
   np.testing.assert_allclose(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name, options", [
+  ("swin_test", {"depths": (1, 2), "image_size": 28}),
+  ("convnext_test", {"widths": (4, 6), "depths": (1, 1), "image_size": 32}),
+])
+def test_a_file_remembers_a_backbone_with_stages(tmp_path, name, options):
+  made = Made(tmp_path, (SSF(downsample_pairs=True),), name=name, **options)
+  loaded = peft_jax.load(made.path, made.params)
+  assert loaded.tuned == made.tuned and loaded.tuned.model == made.model
+  x = images(options["image_size"])
+  expected = jax.jit(made.tuned.apply)(made.variables, x)
+  np.testing.assert_allclose(loaded.logits(x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ ingredient that the paper describes and is the default; see `VARIANTS`.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,28 +20,8 @@ import numpy as np
 from peft_jax.method import Method
 from peft_jax.methods.axes import along
 from peft_jax.methods.scope import norm_paths
+from peft_jax.methods.wiring import Wire, is_stem, known_wires
 from peft_jax.tree import flat, nest
-
-
-class Wire(NamedTuple):
-  """Where the input scale of one site comes from.
-
-  site: path of the site whose input is scaled.
-  sources: paths of the sites whose output scales are concatenated to feed it.
-  recal: path of the site that holds the recalibration vector (shared by q, k and v).
-  before: path of the site that feeds the first layer of a stack when `sources` are those of
-    the previous layer of an nn.scan; "" otherwise.
-
-  The concatenation is used as it is where its length is the site's number of input features,
-  tiled where the site reads m copies of it, and else resized by linear interpolation with
-  aligned corners: out[i] at position i (n_in - 1) / (n_out - 1).
-  """
-
-  site: str
-  sources: tuple[str, ...]
-  recal: str = ""
-  before: str = ""
-
 
 # variant: (recal, qkv_source, proj_source, shift). The official scripts: SAN_resize_smooth.py;
 # SAN_base.py, whose recalibration is bypassed; the same with its recalibration; and equations
@@ -61,13 +40,14 @@ class SAN(Method):
 
   Variables at a site (those that the variant and mode use, no others):
     scale: fan_out        ones; not where mode "sp" feeds nothing from it
-    shift: fan_out        zeros; with `shift` only
+    shift: fan_out        zeros; with `shift` only, and not at a Swin's reduction, which has no bias
     recal: (inputs,)      ones; at sites with a source, one for q, k and v together
     recal_bias: (inputs,) zeros; with recal "diag_bias" only
 
   variant: a name of VARIANTS that sets the next options, each of which overrides it.
   recal: "none", "diag" (source = recal * s) or "diag_bias" (source = recal * s + recal_bias).
-  qkv_source: "stem" (the patch embedding's scale in every block) or "prev_fc2".
+  qkv_source: "stem" (the patch embedding's scale in every block) or "prev_fc2"; in a Swin or a
+    ConvNeXt, whose dwconv it feeds: the scale of what created the stage's stream.
   proj_source: "interp" (the 3D scale of q, k, v resized to D), "v_slice" (the scale of v, which
     is index-aligned) or "none".
   shift: adds equation 5's shift after the output scale.
@@ -76,7 +56,8 @@ class SAN(Method):
   reg_lambda: adds reg_lambda * sum((scale - 1)^2) over all scales to the loss (equation 8).
   wiring: the wires of a model whose family is not known here; () finds them by module names.
 
-  ViT-B/16 with norms: resize 186,624, base 122,112, nt 122,112, sp 177,408 (base: 85,248).
+  With norms: ViT-B/16 resize 186,624, base 122,112, nt 122,112, sp 177,408 (base: 85,248);
+  resize on Swin-B 255,616, on ConvNeXt-B 259,584 (257,536 without the norm of the head).
   """
 
   collection: str = "san"
@@ -118,7 +99,7 @@ class SAN(Method):
     if self.mode == "nt":
       wires = ()
     elif not wires:
-      wires = vit_wiring(table, qkv, proj)
+      wires = known_wires(table, qkv, proj)
     named = {path for wire in wires for path in (wire.site, *wire.sources, *wire[2:]) if path}
     strangers = named - set(chosen if self.wiring else table)
     if strangers:
@@ -142,9 +123,9 @@ class SAN(Method):
   def init(self, site, key, params):
     fed = {path for wire in self.wiring for path in (*wire.sources, wire.before)}
     variables = {}
-    if self.mode != "sp" or site.path in fed or _is_stem(site):
+    if self.mode != "sp" or site.path in fed or is_stem(site):
       variables["scale"] = jnp.ones(site.fan_out)
-    if self.shift and self.mode != "sp":
+    if self.shift and self.mode != "sp" and not site.path.endswith("downsample/reduction"):
       variables["shift"] = jnp.zeros(site.fan_out)
     if self.recal != "none" and any(wire.recal == site.path for wire in self.wiring):
       variables["recal"] = jnp.ones((site.inputs,))
@@ -207,7 +188,7 @@ class SAN(Method):
 
   def _scales_output(self, site, v):
     # Mode "sp" only propagates; the stem's scale acts in every mode, as in the official code.
-    return "scale" in v and (self.mode != "sp" or _is_stem(site))
+    return "scale" in v and (self.mode != "sp" or is_stem(site))
 
   def trains(self, table, paths):
     return norm_paths(table) & paths if self.train_norm else frozenset()
@@ -217,41 +198,6 @@ class SAN(Method):
       return 0.0
     scales = [leaf for path, leaf in flat(tree).items() if path.endswith("scale")]
     return self.reg_lambda * sum(jnp.sum(jnp.square(scale - 1)) for scale in scales)
-
-
-def vit_wiring(table, qkv_source, proj_source):
-  """The wires of a ViT (official code, SAN-PEFT: train_code/SAN_resize_smooth.py).
-
-  q, k, v <- patch embedding (or the fc2 of the block before); proj <- q, k, v;
-  fc1 <- proj; fc2 <- fc1. Raises ValueError for a model without these names.
-  """
-  blocks = [path.removesuffix("attn/q") for path in table if path.endswith("attn/q")]
-  stem = next((path for path in table if path.rpartition("/")[2] == "patch_embed"), None)
-  if not blocks or stem is None:
-    raise ValueError(
-      "SAN: no wiring is known for this model (no patch_embed and attn/q among its sites); give "
-      "SAN(wiring=(Wire(site, (source,)), ...)), or mode='nt' for output scales only."
-    )
-  wires, before = [], None
-  for block in blocks:
-    q, k, v, proj, fc1, fc2 = (
-      block + name for name in ("attn/q", "attn/k", "attn/v", "attn/proj", "mlp/fc1", "mlp/fc2")
-    )
-    scanned = bool(table[q].stack)
-    for path in (q, k, v):
-      if qkv_source == "stem" or (before is None and not scanned):
-        wires.append(Wire(path, (stem,), q))
-      else:
-        wires.append(Wire(path, (fc2,) if scanned else (before,), q, stem if scanned else ""))
-    if proj_source != "none":
-      wires.append(Wire(proj, (q, k, v) if proj_source == "interp" else (v,)))
-    wires += [Wire(fc1, (proj,)), Wire(fc2, (fc1,))]
-    before = fc2
-  return tuple(wires)
-
-
-def _is_stem(site):
-  return site.is_conv and site.path.rpartition("/")[2] == "patch_embed"
 
 
 def _stacked(scale, source, site):

@@ -101,23 +101,24 @@ def own(variables):
 
 
 @functools.cache
-def vit_b16():
-  """ViT-B/16 with 100 classes, by shapes: (model, params, table)."""
-  model = models.create("vit_base_patch16_224", num_classes=100)
+def by_shapes(name):
+  """A model of 100 classes: (model, params, table)."""
+  model = models.create(name, num_classes=100)
   images = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
   params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
   return model, params, sites(model, images)
 
 
-def trained(method):
-  """{path: size} of what is trained on ViT-B/16 beside the head, whose size is checked."""
-  model, params, table = vit_b16()
+def trained(method, name="vit_base_patch16_224"):
+  """{path: size} of what is trained beside the head, whose size is checked."""
+  model, params, table = by_shapes(name)
   tuned = Tuned(model, (method,), table)
   made = jax.eval_shape(tuned.init, jax.random.key(0), params)
   train, _ = tuned.split({"params": params, **made})
   sizes = {path: math.prod(leaf.shape) for path, leaf in flat(train).items()}
   head = {path: sizes.pop(path) for path in list(sizes) if path.startswith("params/head/")}
-  assert head == {"params/head/kernel": 768 * 100, "params/head/bias": 100}
+  width = params["head"]["kernel"].shape[0]
+  assert head == {"params/head/kernel": width * 100, "params/head/bias": 100}
   return sizes
 
 

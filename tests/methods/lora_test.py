@@ -109,7 +109,7 @@ def test_invalid_options(options, message):
 
 
 def test_options_that_do_not_fit_the_model():
-  model, _, table = layers.vit_b16()
+  model, _, table = layers.by_shapes("vit_base_patch16_224")
   with pytest.raises(ValueError, match=r"LoRA: rank=769 at patch_embed, whose .* at most 768"):
     Tuned(model, (LoRA(rank=769),), table)
   with pytest.raises(ValueError, match="ties .*attn/q to .*attn/k, which `sites` does not select"):
