@@ -35,7 +35,7 @@ class Tuned:
   model: nn.Module
   methods: tuple[Method, ...]
   table: dict[str, Site] = dataclasses.field(hash=False, compare=False, repr=False)
-  head: str = "head"
+  head: str = "head(_dist)?"
 
   def __post_init__(self):
     names = [m.collection for m in self.methods if m.collection] + ["params"]
