@@ -2,12 +2,15 @@
 
 import contextlib
 import hashlib
+import mmap
 import os
 import pathlib
 import uuid
 
 import numpy as np
 from etils import epath
+
+PAGES = 1 << 20  # bytes from which a read has pages of its own
 
 
 @contextlib.contextmanager
@@ -39,6 +42,24 @@ def refusing(path, what):
     raise ValueError(f"{path} is {what}: {why[:400]}.") from None
 
 
+def take(file, n):
+  """The next n bytes of an open binary file; ValueError when there are fewer.
+
+  Many of them come in pages of their own, which go back to the system when they are let go of; the
+  allocator would keep a part of them, a tenth of a large file over all its arrays.
+  """
+  if n < PAGES or not hasattr(file, "readinto"):  # a bucket's files have no readinto
+    data = file.read(n)
+    got = len(data)
+  else:
+    data, got = mmap.mmap(-1, n), 0
+    while got < n and (more := file.readinto(memoryview(data)[got:])):
+      got += more
+  if got != n:
+    raise ValueError(f"it ends {n - got} bytes too early")
+  return data
+
+
 def to_disk(path):
   """Forces a local file to disk; a bucket's objects are there once they are closed."""
   if "://" not in str(path):
@@ -60,5 +81,5 @@ def digest(arrays):
   for name in sorted(arrays):
     array = np.asarray(arrays[name])
     total.update(f"{name} {array.dtype} {array.shape}\n".encode())
-    total.update(np.ascontiguousarray(array).tobytes())
+    total.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
   return total.hexdigest()

@@ -88,7 +88,7 @@ def _dtypes():
 
 
 def read(path):
-  """({name: array}, {metadata}) of a file, in the file's types; the arrays are read-only.
+  """({name: array}, {metadata}) of a file, in the file's types; the arrays may be read-only.
 
   Each array is read into memory of its own, so that it can be let go of alone. Raises
   FileNotFoundError, or ValueError in one sentence for a file that is truncated, damaged or no
@@ -138,10 +138,7 @@ def _decode(file):
   arrays = dict.fromkeys(sorted(spans))
   for name in order:  # they follow each other in the file
     dtype, shape, begin, stop = spans[name]
-    data = file.read(stop - begin)
-    if len(data) != stop - begin:
-      raise ValueError(f"it was cut off at {name!r} while it was read")
-    arrays[name] = np.frombuffer(data, dtype).reshape(shape)
+    arrays[name] = np.frombuffer(files.take(file, stop - begin), dtype).reshape(shape)
   return arrays, metadata
 
 

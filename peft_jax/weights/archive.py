@@ -14,6 +14,8 @@ import dataclasses
 import struct
 import zlib
 
+from peft_jax import files
+
 LARGEST_DIRECTORY = 4 << 20  # bytes; a checkpoint of 1000 tensors has 0.1 MB
 SMALL = 16 << 20
 MOST_PACKED = 20  # times its size in the file; trained weights shrink by a tenth
@@ -163,7 +165,4 @@ def at_offset(file, start, size):
   if start < 0 or start + size > file.seek(0, 2):
     raise ValueError(f"it ends before byte {start + size}")
   file.seek(start)
-  data = file.read(size)
-  if len(data) != size:
-    raise ValueError(f"it ends before byte {start + size}")
-  return data
+  return files.take(file, size)

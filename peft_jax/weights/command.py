@@ -56,7 +56,7 @@ def inspect(args):
     ours, skipped = names.translate(arrays)
     for line in skipped:
       print(f"skipped: {line}")
-    print("models: " + ("; ".join(nearest(ours)) or "none of this width"))
+    print("models: " + ("; ".join(nearest(ours)) or "none is near"))
 
 
 def body(shapes):
@@ -81,6 +81,8 @@ def nearest(arrays, count=3):
     seen.append(preset)
     want = body(shapes_of(model))
     same = sum(have.get(path) == shape for path, shape in want.items())
+    if 2 * same < len(want):
+      continue
     found.append((len(want.keys() | have.keys()) - same, len(want) - same, name, len(want)))
   return [f"{name} fits" if other == 0 else
           f"{name} but for {missing} of its {n} tensors and {other - missing} of the file's"

@@ -78,7 +78,7 @@ def load(spec, model, image_size=None, *, key, table=None):
       got[path] = np.asarray(start(jax.random.fold_in(key, i), want[path], jnp.float32))
     base = Base(spec, str(file), sha, fingerprint(nest(got)), resized, (*unused, *skipped))
     for path in sorted(got):  # one at a time: the new array takes the place of the file's
-      got[path] = jnp.array(got.pop(path))
+      got[path] = jax.block_until_ready(jax.device_put(got.pop(path), may_alias=False))
     params = nest(got)
   if "scan" in model.loop:
     params = stack_blocks(params)

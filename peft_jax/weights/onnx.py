@@ -113,7 +113,7 @@ def read_tensor(wire, start, end):
       or raw[1] - raw[0] != dtype.itemsize * math.prod(dims)):
     raise ValueError(f"tensor {name[:80]!r} of shape {dims[:8]} does not hold that many bytes")
   wire.file.seek(raw[0])
-  data = wire.file.read(raw[1] - raw[0])
+  data = files.take(wire.file, raw[1] - raw[0])
   return name, as_float32(np.frombuffer(data, dtype).reshape(dims))
 
 
