@@ -169,7 +169,7 @@ def test_the_tree_and_the_header_come_back_without_any_model(made):
     "normalize": "imagenet",
   }
   assert header["base"]["fingerprint"] == weights.fingerprint(made.params)
-  assert header["class_names"] == list(CLASSES) and header["head"] == "head"
+  assert header["class_names"] == list(CLASSES) and header["head"] == "head(_dist)?"
   assert (header["task"], header["seed"], header["format"]) == ("folder", 3, 1)
   assert set(header["versions"]) == {"peft_jax", "jax", "flax"}
 
