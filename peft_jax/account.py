@@ -94,7 +94,7 @@ def account(config):
 
 def _task(config):
   """What has the num_classes and class_names of the config's task."""
-  if config.task != "folder":
+  if config.task not in data.OUTSIDE:
     return data.tasks.find(config.task)
   return data.open(
     config.task, root=config.data.root, size=config.model.image_size, resize=config.data.resize

@@ -1,13 +1,14 @@
 """Tasks, their images, and what happens to a batch before the model sees it."""
 
 from peft_jax.data.augment import augment
-from peft_jax.data.catalog import open
+from peft_jax.data.catalog import OUTSIDE, open
 from peft_jax.data.pipeline import normalize, order, steps_per_epoch
 from peft_jax.data.split import Dataset, Split, tfds_order
 from peft_jax.data.tasks import MINI_VTAB, TASKS, VTAB, Task
 
 __all__ = [
   "MINI_VTAB",
+  "OUTSIDE",
   "TASKS",
   "VTAB",
   "Dataset",

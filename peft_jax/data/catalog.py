@@ -1,12 +1,15 @@
 """From a task's name to its Dataset."""
 
-from peft_jax.data import class_folder, image_list, mini_vtab, tasks, transforms
+from peft_jax.data import class_folder, image_list, mini_pretrain, mini_vtab, tasks, transforms
+
+OUTSIDE = ("folder", mini_pretrain.NAME)  # tasks that are no row of the table
 
 
 def open(task, *, root=None, size, resize="bicubic_pil"):
   """The Dataset of `task`, checked; no image is decoded yet.
 
-  task: a name of the table (`tasks.TASKS`) or "folder" for the user's own images.
+  task: a name of the table (`tasks.TASKS`), "folder" for the user's own images, or
+    "mini_pretrain".
   root: the user's folder, or the one that holds vtab-1k; not used by the embedded mini_ tasks.
   size, resize: of the images its splits return, see transforms.
   Raises ValueError or FileNotFoundError in one sentence for what does not fit.
@@ -16,6 +19,8 @@ def open(task, *, root=None, size, resize="bicubic_pil"):
     raise ValueError(f"An image size is a positive number of pixels, not {size!r}.")
   if task == "folder":
     return class_folder.open_folder(root, size, resize)
+  if task == mini_pretrain.NAME:
+    return mini_pretrain.open_task(size, resize)
   row = tasks.find(task)
   if row.embedded:
     return mini_vtab.open_task(row, size, resize)

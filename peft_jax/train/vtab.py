@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from peft_jax.data import tasks
+from peft_jax import data
 from peft_jax.train import config as config_lib
 
 
@@ -48,7 +48,7 @@ SSF = {
 
 def ssf_values(task):
   """SSF's values for a task of VTAB-1k, by any of its names; those of cifar100 for other tasks."""
-  name = task if task == "folder" else tasks.find(task).name
+  name = task if task in data.OUTSIDE else data.tasks.find(task).name
   return SSF.get(name, SSF["cifar100"])
 
 

@@ -114,7 +114,8 @@ def test_every_published_preset_is_counted():
   assert left == {
     "dinov2_vitb14", "dinov2_vitl14", "dinov2_vits14_reg4", "dinov2_vitb14_reg4",
     "dinov2_vitl14_reg4", "vit_base_patch16_clip_quickgelu_224", "clip_b16",
-    "vit_base_patch32_clip_quickgelu_224", "clip_b32", "vit_test", "swin_test", "convnext_test"}
+    "vit_base_patch32_clip_quickgelu_224", "clip_b32", "vit_test", "swin_test", "convnext_test",
+    "tiny_vit", "tiny_swin", "tiny_convnext"}
 
 
 @functools.cache
