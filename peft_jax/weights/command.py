@@ -13,7 +13,7 @@ from peft_jax import models, safetensors
 from peft_jax.models.presets import PRESETS
 from peft_jax.tree import flat
 from peft_jax.weights import names, npz, reader
-from peft_jax.weights.load import find, fit
+from peft_jax.weights.load import find, fit, translated
 
 
 def parser():
@@ -129,10 +129,3 @@ def convert(args):
     print(f"skipped: {line}")
   print(f"{args.out}: {len(arrays)} tensors of ours, "
         f"{sum(a.size for a in arrays.values()):,} numbers, SHA-256 {npz.sha256(args.out)}")
-
-
-def translated(file, arrays, heads=None):
-  try:
-    return names.translate(arrays, heads)
-  except ValueError as error:
-    raise ValueError(f"{file}: {error}") from None

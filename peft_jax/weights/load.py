@@ -90,19 +90,24 @@ def source(spec, model):
   if spec == "dinov2_vits14":
     arrays = package.dinov2_vits14()
     try:
-      names.same_heads(package.HEADS, model.heads)
+      names.same_heads(package.HEADS, getattr(model, "heads", None))
     except ValueError as error:
       raise ValueError(f"{spec}: {error}") from None
     return arrays, f"{package.PACKAGE}/{package.FILE}", package.SHA256, "bicubic_clamped", ()
   file = find(spec)
   arrays = reader.read(file)
-  try:
-    arrays, skipped = names.translate(arrays, getattr(model, "heads", None))
-  except ValueError as error:
-    raise ValueError(f"{spec}: {error}") from None
+  arrays, skipped = translated(spec, arrays, getattr(model, "heads", None))
   sha = npz.sha256(file)
   hub.check(file, sha)
   return arrays, file, sha, "bicubic_aa", skipped
+
+
+def translated(file, arrays, heads=None):
+  """names.translate(arrays, heads), whose errors name the file."""
+  try:
+    return names.translate(arrays, heads)
+  except ValueError as error:
+    raise ValueError(f"{file}: {error}") from None
 
 
 def find(spec):

@@ -99,3 +99,11 @@ def test_another_file_is_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(package, "PACKAGE", "false_focus")
   with pytest.raises(ValueError, match="focus.onnx is not the published file.*force-reinstall"):
     load(28)
+
+
+@needs_package
+@pytest.mark.parametrize("name", ["swin_test", "convnext_test"])
+def test_a_model_of_another_family_is_refused(cache, name):
+  model = models.create(name, num_classes=2)
+  with pytest.raises(ValueError, match="does not fit the model|6 attention heads, the model"):
+    weights.load("dinov2_vits14", model, key=KEY)
