@@ -45,13 +45,10 @@ def moved(tree, seed, share=0.2):
 def tuned_files(name, method, folder):
   """(adapter file, its weights file, images, logits) of a model tuned at random."""
   size = next(size for family, size in SIZES.items() if name.startswith(family))
-  options = {} if name.startswith("swin") or name.startswith("convnext") else {"loop": "scan"}
   model = models.create(name, num_classes=CLASSES, image_size=size)
-  drawn = models.create(name, num_classes=CLASSES, image_size=size, **options)
-  params, _ = weights.load("random", drawn, key=jax.random.key(0))
-  params = moved(models.unstack_blocks(params), 0)
+  params, _ = weights.load("random", model, key=jax.random.key(0))
   base_file = folder / f"{name}.npz"
-  weights.save(base_file, params)
+  weights.save(base_file, moved(params, 0))
   params, base = weights.load(base_file, model, key=jax.random.key(0))
   tuned = Tuned(model, (METHODS[method](),), sites(model, models.images(model)))
   train, frozen = tuned.split({"params": params, **tuned.init(jax.random.key(1), params)})
