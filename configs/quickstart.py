@@ -1,10 +1,15 @@
-"""SAN on a pretrained DINOv2 ViT-S/14 and a task that needs no download: minutes on a CPU.
+"""A pretrained backbone, one method and a task that needs no download.
 
-The default task, counting the objects of a drawn scene, needs the pretrained features and their
-tuning: see the results table of README.md.
+On DINOv2 ViT-S/14, minutes on a CPU; the default task, counting the objects of a drawn scene, needs
+the pretrained features and their tuning (the results table of README.md):
 
     python train.py --config=configs/quickstart.py
-    python train.py --config=configs/quickstart.py:task=mini_digits --config.methods=lora
+    python train.py --config=configs/quickstart.py:task=mini_digits,methods=lora
+
+On a tiny backbone that comes with peft_jax (tiny is tiny_vit), about a minute:
+
+    python train.py --config=configs/quickstart.py:backbone=tiny,task=mini_texture
+    python train.py --config=configs/quickstart.py:backbone=tiny_swin,methods=san,task=mini_fashion
 """
 
 from peft_jax.train import config as config_lib
@@ -12,11 +17,12 @@ from peft_jax.train import config as config_lib
 
 def get_config(argument=""):
   given = config_lib.parse_argument(
-    argument, {"task": "mini_clevr_count", "backbone": "dinov2_vits14"}
+    argument, {"task": "mini_clevr_count", "backbone": "dinov2_vits14", "methods": "san"}
   )
   config = config_lib.default().unlock()
   config.task = given["task"]
-  config.model.name = given["backbone"]
+  config.methods = (given["methods"],)
+  config.model.name = {"tiny": "tiny_vit"}.get(given["backbone"], given["backbone"])
   if given["backbone"].startswith("dinov2"):
     config.model.image_size = 70  # 5 x 5 patches
   config.batch_size = 32

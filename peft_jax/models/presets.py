@@ -122,11 +122,14 @@ PRESETS |= {
   "convnext_b": PRESETS["convnext_base"],
   "convnext_l": PRESETS["convnext_large"],
   "convnext_xl": PRESETS["convnext_xlarge"],
-  # Small enough to be pretrained in an hour on a CPU: configs/pretrain_tiny.py.
-  "tiny_vit": plain(128, 6, 4, 8, 64, "imagenet"),
-  "tiny_swin": Preset(Swin(0, 48, (2, 2, 2), (2, 4, 8), 4, image_size=64), "imagenet"),
+  # Small enough to be pretrained in an hour on a CPU (configs/pretrain_tiny.py); weights.tiny has
+  # the result.
+  "tiny_vit": plain(128, 6, 4, 8, 64, "imagenet", "tiny_vit", pool="avg"),
+  "tiny_swin": Preset(
+    Swin(0, 48, (2, 2, 2), (2, 4, 8), 4, image_size=64), "imagenet", "tiny_swin"),
   "tiny_convnext": Preset(
-    ConvNeXt(0, (32, 64, 128, 256), (2, 2, 4, 2), image_size=64, layer_scale=1.0), "imagenet"),
+    ConvNeXt(0, (32, 64, 128, 256), (2, 2, 4, 2), image_size=64, layer_scale=1.0), "imagenet",
+    "tiny_convnext"),
   # For tests.
   "vit_test": plain(24, 2, 3, 8, 32),
   "swin_test": Preset(Swin(0, 12, (2, 2), (2, 4), image_size=56), "imagenet"),

@@ -1,12 +1,14 @@
 """python -m peft_jax weights VERB: look into a weights file, or rewrite it.
 
     inspect FILE               its tensors, layout, SHA-256, and which models they fit
-    convert FILE OUT           OUT.npz in our names, OUT.safetensors in timm's, head included
+    convert FILE OUT           OUT.npz in our names, OUT.safetensors in timm's, head included;
+                               --no-head leaves it out, --dtype=float16 halves the file
 """
 
 import argparse
 import re
 
+import numpy as np
 from etils import epath
 
 from peft_jax import models, safetensors
@@ -29,6 +31,9 @@ def parser():
   sub.add_argument("file", metavar="FILE", help=what)
   sub.add_argument("out", metavar="OUT", help="OUT.npz or OUT.safetensors")
   sub.add_argument("--model", help="a model it must fit; its position tables are resized to it")
+  sub.add_argument("--no-head", action="store_true", help="leave the head out")
+  sub.add_argument("--dtype", choices=("float32", "float16"), default="float32",
+                   help="of the numbers in OUT")
   sub.set_defaults(function=convert)
   return made
 
@@ -119,6 +124,9 @@ def convert(args):
                            "should become with --model.")
         skipped.append(f"{path}: {why}")
         del arrays[path]
+  if args.no_head:
+    arrays = {path: a for path, a in arrays.items() if not path.startswith("head")}
+  arrays = {path: rounded(path, a, args.dtype) for path, a in arrays.items()}
   if args.out.endswith(".npz"):
     npz.write(args.out, arrays)
   else:
@@ -129,3 +137,15 @@ def convert(args):
     print(f"skipped: {line}")
   print(f"{args.out}: {len(arrays)} tensors of ours, "
         f"{sum(a.size for a in arrays.values()):,} numbers, SHA-256 {npz.sha256(args.out)}")
+
+
+def rounded(path, array, dtype):
+  """Floating-point numbers as `dtype`; ValueError where one is too large for it."""
+  if not np.issubdtype(array.dtype, np.floating):
+    return array
+  with np.errstate(over="ignore"):
+    new = array.astype(dtype)
+  if np.isfinite(array).all() and not np.isfinite(new).all():
+    raise ValueError(f"{path} holds {np.abs(array).max():.3g}, more than {dtype} can hold: leave "
+                     "--dtype=float32.")
+  return new

@@ -16,7 +16,7 @@ from peft_jax.models.layers import kernel_init
 from peft_jax.models.stack import stack_blocks, unstack_blocks
 from peft_jax.models.vit import ViT
 from peft_jax.tree import flat, nest
-from peft_jax.weights import hub, names, npz, package, reader
+from peft_jax.weights import hub, names, npz, package, reader, tiny
 from peft_jax.weights import table as tables
 
 # Leaves that may be missing from a file, and how they start. fc_norm: MAE and VPT's code start the
@@ -26,6 +26,9 @@ FRESH = {
   r"head(_dist)?/bias|fc_norm/bias": nn.initializers.zeros,
   r"fc_norm/scale": nn.initializers.ones,
 }
+
+# Attention heads of the weights that have a name of their own.
+HEADS = {"dinov2_vits14": package.HEADS, **tiny.HEADS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Base:
 def load(spec, model, image_size=None, *, key, table=None):
   """(params, Base): the full parameter tree of `model`, in its layout, with a fresh head.
 
-  spec: "random", "dinov2_vits14", the path of a file that `reader` can read in a layout that
-    `names` knows, or a name on the Hugging Face hub, see `hub`.
+  spec: "random", "dinov2_vits14", one of `tiny.FILES`, the path of a file that `reader` can read in
+    a layout that `names` knows, or a name on the Hugging Face hub, see `hub`.
   image_size: pixels; must be the model's own, None takes it.
   key: for what is fresh: the head's kernel, truncated normal of standard deviation 0.02 (its bias
     is zero).
@@ -87,16 +90,21 @@ def load(spec, model, image_size=None, *, key, table=None):
 
 def source(spec, model):
   """(arrays in our names, file, its SHA-256, way of resizing its position table, skipped)."""
-  if spec == "dinov2_vits14":
-    arrays = package.dinov2_vits14()
+  heads = getattr(model, "heads", None)
+  if spec in HEADS:
     try:
-      names.same_heads(package.HEADS, getattr(model, "heads", None))
+      names.same_heads(HEADS[spec], heads)
     except ValueError as error:
       raise ValueError(f"{spec}: {error}") from None
-    return arrays, f"{package.PACKAGE}/{package.FILE}", package.SHA256, "bicubic_clamped", ()
+  if spec == "dinov2_vits14":
+    file = f"{package.PACKAGE}/{package.FILE}"
+    return package.dinov2_vits14(), file, package.SHA256, "bicubic_clamped", ()
+  if spec in tiny.FILES:
+    file = tiny.FILES[spec]
+    return npz.read(file), file, npz.sha256(file), "bicubic_aa", ()
   file = find(spec)
   arrays = reader.read(file)
-  arrays, skipped = translated(spec, arrays, getattr(model, "heads", None))
+  arrays, skipped = translated(spec, arrays, heads)
   sha = npz.sha256(file)
   hub.check(file, sha)
   return arrays, file, sha, "bicubic_aa", skipped
@@ -116,7 +124,8 @@ def find(spec):
     if hub.parse(spec):
       return hub.fetch(spec)
     if not spec.endswith(hub.SUFFIXES):
-      raise ValueError(f"weights {spec!r} are neither 'random' nor 'dinov2_vits14' nor a file nor "
+      own = ", ".join(map(repr, ("random", *HEADS)))
+      raise ValueError(f"weights {spec!r} are neither one of {own} nor a file nor "
                        "a name on the Hugging Face hub (hf-hub:owner/name, or timm's with its tag: "
                        f"vit_base_patch16_224.augreg_in21k); files may be {reader.SUPPORTED}.")
   return spec

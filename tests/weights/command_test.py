@@ -69,6 +69,24 @@ def test_converted_weights_load(tmp_path, capsys):
   np.testing.assert_array_equal(npz.read(ours)["head/bias"], want["classifier.bias"])
 
 
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_half_the_bytes_and_no_head(suffix, tmp_path):
+  file, out = str(tmp_path / "w.safetensors"), str(tmp_path / f"half.{suffix}")
+  arrays = written(file, "timm/vit")
+  command.main(["convert", file, out, "--no-head", "--dtype=float16"])
+  half = np.load(out) if suffix == "npz" else safetensors.read(out)[0]
+  assert not any("head" in name for name in half) and len(half) > 10
+  assert {half[name].dtype for name in half} == {np.dtype("float16")}
+  got = names.to_timm(reader.read(out)) if suffix == "npz" else reader.read(out)
+  assert got.keys() == {name for name in arrays if not name.startswith("head")}
+  for name in got:
+    np.testing.assert_array_equal(got[name], arrays[name].astype(np.float16).astype(np.float32))
+  written(file, "timm/vit", **{"norm.bias": np.full(24, 7e4, np.float32)})
+  with pytest.raises(ValueError, match="norm/bias holds 7e.04, more than float16 can hold"):
+    command.main(["convert", file, str(tmp_path / f"o.{suffix}"), "--dtype=float16"])
+  assert not list(tmp_path.glob("o.*"))
+
+
 def test_mistakes(tmp_path, capsys):
   file = str(tmp_path / "w.safetensors")
   written(file, "timm/vit", **{"surprise.weight": np.zeros((2, 2), np.float32)})

@@ -314,7 +314,7 @@ def test_other_models_are_refused(tmp_path):
 
 
 def test_specs_and_sizes_are_refused(tmp_path):
-  with pytest.raises(ValueError, match="neither 'random' nor 'dinov2_vits14'"):
+  with pytest.raises(ValueError, match="neither one of 'random', 'dinov2_vits14'"):
     weights.load("dinov3", create(), key=KEY)
   with pytest.raises(ValueError, match="created for 32 pixels"):
     weights.load("random", create(), 64, key=KEY)
