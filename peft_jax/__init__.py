@@ -14,6 +14,8 @@ The names below are found where they live when first used: importing one part of
 import importlib
 
 _HOMES = {
+  "AdaptFormer": "peft_jax.methods",
+  "Adapter": "peft_jax.methods",
   "Bias": "peft_jax.methods",
   "Full": "peft_jax.methods",
   "Linear": "peft_jax.methods",

@@ -12,7 +12,7 @@ from PIL import Image
 
 import peft_jax
 from peft_jax import adapter_file, models, safetensors, weights
-from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA, Norm, Wire
+from peft_jax.methods import SAN, SSF, Adapter, AdaptFormer, Bias, Full, Linear, LoRA, Norm, Wire
 from peft_jax.sites import sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned
@@ -104,6 +104,18 @@ def test_loaded_logits_are_those_that_were_trained(tmp_path, name):
   np.testing.assert_allclose(loaded.logits(images()), expected, rtol=1e-5, atol=1e-6)
   merged = jax.jit(made.model.apply)({"params": loaded.merged()}, images())
   np.testing.assert_allclose(merged, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_methods_that_do_not_merge(tmp_path):
+  made = Made(tmp_path, (Adapter(width=3, parallel=("mlp",)), AdaptFormer(width=4)))
+  loaded = peft_jax.load(made.path, made.params)
+  assert loaded.tuned == made.tuned
+  expected = jax.jit(made.tuned.apply)(made.variables, images())
+  plain = jax.jit(made.model.apply)({"params": made.params}, images())
+  assert abs(expected - plain).max() > 1e-2
+  np.testing.assert_allclose(loaded.logits(images()), expected, rtol=1e-5, atol=1e-6)
+  with pytest.raises(ValueError, match="Adapter at encoder/blocks_0/mlp is no change of weights"):
+    loaded.merged()
 
 
 @pytest.mark.parametrize("name, options", [

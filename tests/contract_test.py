@@ -1,8 +1,9 @@
 """The laws every method keeps on every backbone and loop.
 
-A method joins by one row of METHODS (or SCOPES, for a method without variables of its own), a
-backbone by one row of BACKBONES; no law knows a method by name. Everything is perturbed first,
-and a law about outputs asserts that they moved, so that no zero start lets it pass.
+A method joins by one row: of METHODS; of WRAPPING, if it does not merge; of SCOPES, if it has no
+variables of its own. A backbone joins by one row of BACKBONES; no law knows a method by name.
+Everything is perturbed first, and a law about outputs asserts that they moved, so that no zero
+start lets it pass. One long file, because all laws share one table and what they compile from it.
 """
 
 import collections
@@ -20,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from peft_jax import models
 from peft_jax.method import Method
-from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA, Norm
+from peft_jax.methods import SAN, SSF, Adapter, AdaptFormer, Bias, Full, Linear, LoRA, Norm
 from peft_jax.sites import NoSiteError, sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
@@ -36,6 +37,7 @@ class Row:
   zero: regular expression of the trained leaves whose gradient is zero by mathematics: what is
     added to all keys alike moves no softmax.
   needs: what a backbone's sites must have for the methods to find work.
+  slow: whether all laws of this row are left to the slow suite.
   """
 
   methods: tuple[Method, ...]
@@ -44,6 +46,7 @@ class Row:
   starts_equal: bool = True
   zero: str = "none"
   needs: str = ".*"
+  slow: bool = False
 
 
 lora, ssf, san = LoRA(rank=2, alpha=3.0), SSF(), SAN()
@@ -74,13 +77,33 @@ METHODS = {
   ),
   "san_lora": Row((san, lora), 521_472, (SAN(mode="sp"), lora)),
 }
+adapter, adaptformer = Adapter(), AdaptFormer(width=16)
+MATRICES = r".*/(attn/(q|k|v|proj)|mlp/fc[12])"
+
+WRAPPING = {  # what no weights can do: these methods have a `call` and no `weights`
+  "adapter": Row((adapter,), 156_768, (Adapter(act="gelu"),)),
+  "adaptformer": Row((adaptformer,), 304_320, (AdaptFormer(width=16, scale=1.0),)),
+  "adapter_matrices": Row(
+    (Adapter(sites=MATRICES, parallel=("proj",), initial="trunc_normal_both"),), 1_410_624,
+    (Adapter(sites=MATRICES),), starts_equal=False, zero="adapter/.*/k/up_bias", needs=".*/attn/q",
+    slow=True,
+  ),
+  "ssf_adapter": Row(
+    (ssf, adapter), 362_592, (SSF(), Adapter(width=4)), starts_equal=False, zero=KEY_SHIFT,
+    slow=True,
+  ),
+  "lora_adaptformer": Row(
+    (lora, adaptformer), 639_168, (LoRA(rank=3), adaptformer), slow=True
+  ),
+}
 SCOPES = {
   "full": Row((Full(),), 85_798_656, (Norm(), Bias()), zero=r"params/.*/k/bias"),
   "linear": Row((Linear(),), 0, (Bias(), Norm())),
   "bias": Row((Bias(),), 102_912, (Linear(), Bias()), zero=r"params/.*/k/bias"),
   "norm": Row((Norm(),), 38_400, (Linear(), Norm())),
 }
-ROWS = METHODS | SCOPES
+TUNING = METHODS | WRAPPING
+ROWS = TUNING | SCOPES
 
 TINY = dict(num_classes=5, width=24, depth=2, heads=3, patch=8, image_size=16)
 BACKBONES = {
@@ -117,13 +140,13 @@ def forward(model, params):
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
-def outcome(tuned, variables):
+def outcome(tuned, variables, images):
   """(logits, gradient of their square sum with respect to what is trained)."""
   TRACES[tuned] += 1
   train, frozen = tuned.split(variables)
 
   def loss(train):
-    y = tuned.apply(join(train, frozen), X)
+    y = tuned.apply(join(train, frozen), images)
     return jnp.sum(jnp.square(y)), y
 
   gradients, y = jax.grad(loss, has_aux=True)(train)
@@ -158,7 +181,7 @@ def moved(methods, backbone, loop="python", seed=4):
 
 @functools.cache
 def ran(methods, backbone, loop="python", seed=4):
-  return outcome(attach(methods, backbone, loop), moved(methods, backbone, loop, seed))
+  return outcome(attach(methods, backbone, loop), moved(methods, backbone, loop, seed), X)
 
 
 def assert_close(actual, expected, rtol=1e-5):
@@ -172,14 +195,15 @@ def assert_moved(actual, base):
 
 
 def cases(rows, quick):
-  """(row, backbone, loop) for all; those `quick(i, backbone, loop)` leaves out are slow."""
+  """(row, backbone, loop) for all; slow rows and what `quick(i, backbone, loop)` leaves out."""
   params = []
   for i, name in enumerate(rows):
     for backbone in BACKBONES:
       if not any(re.fullmatch(rows[name].needs, path) for path in table(backbone, "python")):
         continue
       for loop in STAGED.get(backbone, LOOPS):
-        marks = () if quick(i, backbone, loop) else pytest.mark.slow
+        is_quick = quick(i, backbone, loop) and not rows[name].slow
+        marks = () if is_quick else pytest.mark.slow
         label = f"{name}-{backbone}-{loop}"
         params.append(pytest.param(rows[name], backbone, loop, marks=marks, id=label))
   return pytest.mark.parametrize("row, backbone, loop", params)
@@ -201,10 +225,6 @@ def two_backbones(i, backbone, loop):
   return other or staged or one_loop_each(i, backbone, loop)
 
 
-def each(rows):
-  return pytest.mark.parametrize("row", rows.values(), ids=rows)
-
-
 def some(rows, quick):
   """The rows named in `quick` are in the quick suite, the others are slow."""
   marked = [
@@ -212,6 +232,10 @@ def some(rows, quick):
     for name, row in rows.items()
   ]
   return pytest.mark.parametrize("row", marked)
+
+
+def each(rows):
+  return some(rows, [name for name, row in rows.items() if not row.slow])
 
 
 # Laws 1, 2 and 7: what a method does, in every form of the model.
@@ -230,6 +254,13 @@ def test_merged_weights_reproduce_the_tuned_model_in_every_loop(row, backbone, l
   assert_close(y, forward(BACKBONES[backbone], merged))
 
 
+@cases(WRAPPING, one_loop_each)
+def test_what_does_not_merge_is_equal_in_every_loop(row, backbone, loop):
+  y, _ = ran(row.methods, backbone, loop)
+  assert_moved(y, forward(BACKBONES[backbone], backbone_params(backbone)))
+  assert_close(y, ran(row.methods, backbone)[0])
+
+
 @cases(ROWS, one_loop_each)
 def test_gradients_are_equal_in_every_loop_and_vanish_only_by_mathematics(row, backbone, loop):
   _, gradients = ran(row.methods, backbone, loop)
@@ -243,7 +274,18 @@ def test_gradients_are_equal_in_every_loop_and_vanish_only_by_mathematics(row, b
     assert_close(gradients[path], expected[path], rtol=2e-4)
 
 
-@each(METHODS)
+@cases(ROWS, one_loop_each)
+def test_an_image_is_answered_alike_at_any_place_among_any_others(row, backbone, loop):
+  y, _ = ran(row.methods, backbone, loop)
+  some = np.array([5, 2, 7])
+  images = jnp.concatenate([X[some], 3 * X[3:]])
+  tuned, variables = attach(row.methods, backbone, loop), moved(row.methods, backbone, loop)
+  among_others, _ = outcome(tuned, variables, images)
+  assert_moved(among_others[3:], y[3:])
+  assert_close(among_others[:3], y[some])
+
+
+@each(TUNING)
 def test_vmap_over_two_adapters(row):
   tuned, params = attach(row.methods, "vit"), backbone_params("vit")
   pair = [ran(row.methods, "vit", "python", seed)[0] for seed in (4, 5)]
@@ -257,7 +299,7 @@ def test_vmap_over_two_adapters(row):
   assert_close(y, jnp.stack(pair))
 
 
-@some(METHODS, ("lora", "ssf", "san_resize", "ssf_lora"))
+@some(TUNING, ("lora", "ssf", "san_resize", "ssf_lora", "adaptformer"))
 def test_eight_devices_give_the_numbers_of_one(row):
   tuned, variables = attach(row.methods, "vit"), moved(row.methods, "vit")
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
@@ -268,7 +310,7 @@ def test_eight_devices_give_the_numbers_of_one(row):
   assert_close(y, ran(row.methods, "vit")[0])
 
 
-@some(METHODS, ("lora", "san_resize"))
+@some(TUNING, ("lora", "san_resize"))
 def test_pmap_gives_the_numbers_of_one_device(row):
   tuned, variables = attach(row.methods, "vit"), moved(row.methods, "vit")
   y = jax.pmap(tuned.apply, in_axes=(None, 0))(variables, X[:, None])
@@ -280,7 +322,7 @@ def test_pmap_gives_the_numbers_of_one_device(row):
 
 @pytest.mark.parametrize("backbone", [
   "vit", *(pytest.param(name, marks=pytest.mark.slow) for name in list(BACKBONES)[1:])])
-@each(METHODS)
+@each(TUNING)
 def test_the_start_is_the_backbone_where_the_docstring_says_so(row, backbone):
   if not any(re.fullmatch(row.needs, path) for path in table(backbone, "python")):
     pytest.skip("no site for this method")
@@ -343,7 +385,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("dtype, loop", SHAPES)
-@each(METHODS)
+@each(TUNING)
 def test_every_module_returns_the_shape_and_type_it_returns_untuned(row, dtype, loop):
   model = dataclasses.replace(BACKBONES["dinov2"], loop=loop, dtype=dtype)
   variables = moved(row.methods, "dinov2", loop)
@@ -380,13 +422,13 @@ class Noise(Method):
     return {"a": jax.random.normal(key, site.fan_out)}
 
 
-@each(METHODS)
+@each(TUNING)
 def test_initial_values_do_not_depend_on_other_methods_and_sites(row):
   key, params = jax.random.key(7), backbone_params("vit")
   alone = flat(attach(row.methods, "vit").init(key, params))
   joined = flat(attach((Noise(), *row.methods, Noise(collection="more")), "vit").init(key, params))
   assert alone.keys() < joined.keys()
-  first = lambda path: "blocks_0/attn/" in path  # noqa: E731  (shared siblings stay together)
+  first = lambda path: "blocks_0/" in path  # noqa: E731  (shared siblings stay together)
   few = tuple(
     dataclasses.replace(method, sites=tuple(filter(first, places)))
     for method, (_, places) in zip(row.methods, attach(row.methods, "vit").bound, strict=True)
@@ -410,26 +452,33 @@ def test_two_calls_compile_once_and_another_hyper_parameter_again(row):
   equal = attach(tuple(dataclasses.replace(method) for method in row.methods), "vit")
   traced, compiled = TRACES[equal], outcome._cache_size()
   assert traced == 1
-  y, _ = outcome(equal, jax.tree.map(lambda leaf: leaf + 0.1, variables))
+  y, _ = outcome(equal, jax.tree.map(lambda leaf: leaf + 0.1, variables), X)
   assert_moved(y, ran(row.methods, "vit")[0])
   assert (TRACES[equal], outcome._cache_size()) == (1, compiled)
   other = attach(row.other, "vit")
   assert other != equal and TRACES[other] == 0
-  outcome.trace(other, moved(row.other, "vit"))
+  outcome.trace(other, moved(row.other, "vit"), X)
   assert TRACES[other] == 1
 
 
 # Law 10: errors.
 
 
-@each(METHODS)
+@each(WRAPPING)
+def test_what_does_not_merge_says_which_method_does_not(row):
+  wrapping = "|".join(type(method).__name__ for method in row.methods if method.weights is None)
+  with pytest.raises(ValueError, match=f"^({wrapping}) at .* can neither be merged"):
+    attach(row.methods, "vit").merge(moved(row.methods, "vit"))
+
+
+@each(TUNING)
 def test_a_pattern_that_matches_nothing_is_an_error(row):
   lost = dataclasses.replace(row.methods[0], sites="encoder/block/.*")
   with pytest.raises(NoSiteError, match=r"'encoder/block/\.\*' selects none of the \d+ sites"):
     attach((lost, *row.methods[1:]), "vit")
 
 
-@each(METHODS)
+@each(TUNING)
 def test_missing_foreign_and_misshapen_variables_are_errors(row):
   tuned, variables = attach(row.methods, "vit"), moved(row.methods, "vit")
   collection = row.methods[0].collection

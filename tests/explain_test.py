@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from peft_jax import explain, models
-from peft_jax.methods import SAN, Bias, Full, Linear, LoRA
+from peft_jax.methods import SAN, Adapter, Bias, Full, Linear, LoRA
 from peft_jax.sites import sites
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
@@ -25,8 +25,11 @@ def count(value):
   return sum(leaf.size for leaf in flat(train).values())
 
 
+METHODS = [LoRA(rank=2), SAN(), Adapter(width=2), Full(), Bias(), Linear()]
+
+
 @pytest.mark.parametrize("loop", ["python", "scan"])
-@pytest.mark.parametrize("method", [LoRA(rank=2), SAN(), Full(), Bias(), Linear()], ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=str)
 def test_rows_count_what_is_trained(method, loop):
   value = tuned(method, loop=loop)
   assert sum(row.count for row in explain.rows(value)) == count(value) > 0

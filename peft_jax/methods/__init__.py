@@ -2,6 +2,8 @@
 
 import difflib
 
+from peft_jax.methods.adapter import Adapter
+from peft_jax.methods.adaptformer import AdaptFormer
 from peft_jax.methods.lora import LoRA
 from peft_jax.methods.san import SAN, Wire
 from peft_jax.methods.scope import Bias, Full, Linear, Norm
@@ -11,6 +13,8 @@ METHODS = {
   "lora": LoRA,
   "ssf": SSF,
   "san": SAN,
+  "adapter": Adapter,
+  "adaptformer": AdaptFormer,
   "full": Full,
   "linear": Linear,
   "bias": Bias,
@@ -34,4 +38,17 @@ def build(config):
   return tuple(methods)
 
 
-__all__ = ["METHODS", "SAN", "SSF", "Bias", "Full", "Linear", "LoRA", "Norm", "Wire", "build"]
+__all__ = [
+  "METHODS",
+  "SAN",
+  "SSF",
+  "AdaptFormer",
+  "Adapter",
+  "Bias",
+  "Full",
+  "Linear",
+  "LoRA",
+  "Norm",
+  "Wire",
+  "build",
+]
