@@ -22,6 +22,7 @@ _HOMES = {
   "Method": "peft_jax.method",
   "NoSiteError": "peft_jax.sites",
   "Norm": "peft_jax.methods",
+  "Partial": "peft_jax.methods",
   "SAN": "peft_jax.methods",
   "SSF": "peft_jax.methods",
   "Tuned": "peft_jax.tuned",

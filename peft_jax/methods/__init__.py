@@ -4,7 +4,7 @@ import difflib
 
 from peft_jax.methods.lora import LoRA
 from peft_jax.methods.san import SAN, Wire
-from peft_jax.methods.scope import Bias, Full, Linear, Norm
+from peft_jax.methods.scope import Bias, Full, Linear, Norm, Partial
 from peft_jax.methods.ssf import SSF
 
 METHODS = {
@@ -13,6 +13,7 @@ METHODS = {
   "san": SAN,
   "full": Full,
   "linear": Linear,
+  "partial": Partial,
   "bias": Bias,
   "norm": Norm,
 }
@@ -34,4 +35,5 @@ def build(config):
   return tuple(methods)
 
 
-__all__ = ["METHODS", "SAN", "SSF", "Bias", "Full", "Linear", "LoRA", "Norm", "Wire", "build"]
+__all__ = ["METHODS", "SAN", "SSF", "Bias", "Full", "Linear", "LoRA", "Norm", "Partial", "Wire",
+           "build"]
