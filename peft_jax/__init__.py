@@ -19,6 +19,7 @@ _HOMES = {
   "Linear": "peft_jax.methods",
   "LoRA": "peft_jax.methods",
   "Loaded": "peft_jax.loaded",
+  "MLPHead": "peft_jax.methods",
   "Method": "peft_jax.method",
   "NoSiteError": "peft_jax.sites",
   "Norm": "peft_jax.methods",

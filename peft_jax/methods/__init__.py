@@ -3,6 +3,7 @@
 import difflib
 
 from peft_jax.methods.lora import LoRA
+from peft_jax.methods.mlp import MLPHead
 from peft_jax.methods.san import SAN, Wire
 from peft_jax.methods.scope import Bias, Full, Linear, Norm, Partial
 from peft_jax.methods.ssf import SSF
@@ -13,6 +14,7 @@ METHODS = {
   "san": SAN,
   "full": Full,
   "linear": Linear,
+  "mlp": MLPHead,
   "partial": Partial,
   "bias": Bias,
   "norm": Norm,
@@ -35,5 +37,5 @@ def build(config):
   return tuple(methods)
 
 
-__all__ = ["METHODS", "SAN", "SSF", "Bias", "Full", "Linear", "LoRA", "Norm", "Partial", "Wire",
-           "build"]
+__all__ = ["METHODS", "SAN", "SSF", "Bias", "Full", "Linear", "LoRA", "MLPHead", "Norm", "Partial",
+           "Wire", "build"]
