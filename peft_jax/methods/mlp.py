@@ -2,7 +2,7 @@
 
     x -> dropout(norm(relu(x W + b)))        k - 1 times, D wide;   logits = x W + b
 
-The baseline of VPT, Jia et al. 2022, arXiv:2203.12119, table 1: ReLU before the batch norm, dropout
+A baseline of VPT, Jia et al. 2022, arXiv:2203.12119, and its code: ReLU before the norm, dropout
 0.1, hidden kernels N(0, 2 / D). Numbers on ViT-B/16 with 100 classes, all in the head: MLP-2
 669,028, MLP-3 1,261,156, MLP-5 2,445,412, MLP-9 4,813,924; in general (k - 1)(D^2 + 3 D) +
 (D + 1) classes. Cost: of a linear probe. The head is the model's own (models.layers.Head), so

@@ -8,7 +8,7 @@ Every scope trains the head as well. Parameter counts without the head:
     bias       102,912     137,216     130,304
     norm        38,400      57,600      40,192
 
-Partial-k and the counts: VPT (Jia et al. 2022, arXiv:2203.12119), table 1 and its code. Bias:
+Partial-k as in VPT (Jia et al. 2022, arXiv:2203.12119) and its code. Bias:
 BitFit (Zaken et al. 2022, arXiv:2106.10199).
 """
 
