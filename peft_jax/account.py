@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from peft_jax import adapter_file, data, explain, methods, models, weights
+from peft_jax import adapter_file, data, explain, methods, models, statistics, weights
 from peft_jax.count import count
 from peft_jax.sites import NoSiteError, sites
 from peft_jax.train import step as steps
@@ -70,7 +70,7 @@ def account(config):
   model = models.create(num_classes=task.num_classes, **config.model)
   tuned = _tuned(model, config)
   counts = count(tuned)
-  train, _ = tuned.split(tuned.shapes)
+  train = tuned.split(tuned.shapes)[0] | statistics.start(tuned.table)
   unnamed = weights.Base(
     name=config.weights,
     source="",
@@ -122,9 +122,10 @@ def _flops(config, model):
     train, frozen = tuned.split(variables)
     tx = steps.optimizer(tuned, train, config.optim, steps_per_epoch=1)
     take = steps.training_step(tuned, tx, config)
-    return take(steps.start(train, tx, config.ema), frozen, batch)
+    return take(steps.start(train, tx, config.ema, stats), frozen, batch)
 
-  plain = {"params": tuned.shapes["params"]}
-  programs = [(model.apply, plain, images), (tuned.apply, tuned.shapes, images)]
+  stats = statistics.start(tuned.table)
+  plain = {"params": tuned.shapes["params"]} | stats
+  programs = [(model.apply, plain, images), (tuned.apply, tuned.shapes | stats, images)]
   programs.append((step, tuned.shapes, batch))
   return tuple(jax.jit(f).lower(*args).cost_analysis()["flops"] for f, *args in programs)

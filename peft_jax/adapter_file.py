@@ -1,7 +1,8 @@
 """The small file a user shares: what was trained, and everything needed to run it again.
 
 One safetensors file. Its arrays are the trained tree, flat: "san/encoder/blocks_0/attn/q/scale",
-"params/head/kernel". Its metadata is one json text under "peft_jax_adapter":
+"params/head/kernel"; and what the batch norms of a head keep,
+"batch_stats/head/norm_0/mean". Its metadata is one json text under "peft_jax_adapter":
 
     format         1
     methods        [{"method": name in METHODS, **fields}, ...]
@@ -27,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax import data, models, safetensors, versions, weights
+from peft_jax import data, models, safetensors, statistics, versions, weights
 from peft_jax.data import transforms
 from peft_jax.keys import key as key_of
 from peft_jax.loaded import Loaded
@@ -43,12 +44,13 @@ NAME = "peft_jax_adapter"
 MERGED = "peft_jax_merged"
 PACKAGES = ("peft_jax", "jax", "flax")
 # Options of a model that change no output at prediction; a file holds none of them.
-FREE = ("drop_path", "attention")
+FREE = ("drop_path", "head_dropout", "attention")
 
 
 def save(path, train, **about):
   """Writes the trained tree (`tuned.split(variables)[0]`) and what `header` says of it.
 
+  With a head of several layers `train` holds its "batch_stats", too.
   about: the arguments of `header`. Written under a temporary name and renamed; the bytes are a
   function of the arguments and of the installed versions.
   """
@@ -260,8 +262,9 @@ def load(adapter, base=None):
   except (ValueError, TypeError) as error:
     raise ValueError(f"The adapter file {adapter} cannot be used: {error}") from None
   params = _base(adapter, header, tuned.model, base)
-  own, trained = flat(train), flat(tuned.split(tuned.shapes)[0])
-  given, wanted = flat({"params": params}) | own, flat(tuned.shapes)
+  stats = statistics.start(tuned.table)
+  own, trained = flat(train), flat(tuned.split(tuned.shapes)[0] | stats)
+  given, wanted = flat({"params": params}) | own, flat(tuned.shapes | stats)
   for path in [*wanted, *given]:
     from_file = path in own or path in trained
     here, need = _form((own if from_file else given).get(path)), _form(wanted.get(path))

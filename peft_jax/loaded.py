@@ -13,6 +13,7 @@ from PIL import Image
 
 from peft_jax import data
 from peft_jax.data import transforms
+from peft_jax.models.layers import fold_norms
 from peft_jax.tuned import Tuned
 
 BATCH = 32  # images at once; memory, not results, depends on it
@@ -110,8 +111,11 @@ class Loaded:
     return ranked
 
   def merged(self):
-    """The backbone's parameter tree with the methods folded in: model.apply({"params": ...})."""
-    return self.tuned.merge(self.variables)
+    """The backbone's parameter tree with the methods folded in: model.apply({"params": ...}).
+
+    The norms of a head of several layers are folded in, too.
+    """
+    return fold_norms(self.tuned.merge(self.variables), self.variables.get("batch_stats", {}))
 
 
 @functools.cache

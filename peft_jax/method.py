@@ -34,6 +34,7 @@ class Method:
   weights = None
   call = None
   fold = None  # fold(params_tree, tree) -> params_tree: the part of a merge not local to a site
+  builds = {}  # options of models.create that the backbone must be built with
   folded = ()  # the sites whose change `fold` alone carries: `weights` is not asked there
 
   def bind(self, table, chosen):

@@ -21,7 +21,18 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from peft_jax import models
 from peft_jax.method import Method
-from peft_jax.methods import SAN, SSF, Adapter, AdaptFormer, Bias, Full, Linear, LoRA, Norm
+from peft_jax.methods import (
+  SAN,
+  SSF,
+  Adapter,
+  AdaptFormer,
+  Bias,
+  Full,
+  Linear,
+  LoRA,
+  Norm,
+  Partial,
+)
 from peft_jax.sites import NoSiteError, sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
@@ -101,6 +112,16 @@ SCOPES = {
   "linear": Row((Linear(),), 0, (Bias(), Norm())),
   "bias": Row((Bias(),), 102_912, (Linear(), Bias()), zero=r"params/.*/k/bias"),
   "norm": Row((Norm(),), 38_400, (Linear(), Norm())),
+  "bias_no_norms": Row(
+    (Bias(norms=False),), 83_712, (Linear(), Bias(norms=False)), zero=r"params/.*/k/bias"
+  ),
+  "bias_rel_pos": Row(
+    (Bias(rel_pos=True),), 102_912, (Linear(), Bias(rel_pos=True)), zero=r"params/.*/k/bias"
+  ),
+  # A scan has no last block: of the loops only those of stages.
+  "partial": Row(
+    (Partial(),), 7_089_408, (Partial(k=2),), zero=r"params/.*/k/bias", needs="stages_0/blocks_0"
+  ),
 }
 TUNING = METHODS | WRAPPING
 ROWS = TUNING | SCOPES

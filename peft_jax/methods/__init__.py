@@ -5,8 +5,9 @@ import difflib
 from peft_jax.methods.adapter import Adapter
 from peft_jax.methods.adaptformer import AdaptFormer
 from peft_jax.methods.lora import LoRA
+from peft_jax.methods.mlp import MLPHead
 from peft_jax.methods.san import SAN, Wire
-from peft_jax.methods.scope import Bias, Full, Linear, Norm
+from peft_jax.methods.scope import Bias, Full, Linear, Norm, Partial
 from peft_jax.methods.ssf import SSF
 
 METHODS = {
@@ -17,6 +18,8 @@ METHODS = {
   "adaptformer": AdaptFormer,
   "full": Full,
   "linear": Linear,
+  "mlp": MLPHead,
+  "partial": Partial,
   "bias": Bias,
   "norm": Norm,
 }
@@ -48,7 +51,9 @@ __all__ = [
   "Full",
   "Linear",
   "LoRA",
+  "MLPHead",
   "Norm",
+  "Partial",
   "Wire",
   "build",
 ]

@@ -117,6 +117,8 @@ class ConvNeXt(nn.Module):
   """images [B, S, S, 3], floating point and normalised -> logits [B, num_classes].
 
   num_classes: 0 leaves the head out and returns the pooled features [B, widths[-1]].
+  head_layers: linear layers of the head; more than one need "batch_stats", see layers.Head.
+  head_dropout: rate after each hidden layer of the head; acts only with train=True.
   widths, depths: one entry per stage.
   image_size: S, in pixels; any size that leaves the last stage a map.
   layer_scale: initial value of `gamma`; None for models without (version 2).
@@ -139,6 +141,8 @@ class ConvNeXt(nn.Module):
   drop_path: float = 0.0
   loop: str = "python"
   dtype: str = "float32"
+  head_layers: int = 1
+  head_dropout: float = 0.0
 
   @nn.compact
   def __call__(self, images, train=False):
@@ -152,7 +156,7 @@ class ConvNeXt(nn.Module):
       stage = Stage(num, width, self.grn, s > 0, self.loop, name=f"stages_{s}")
       x, rates = stage(x, rates[:depth]), rates[depth:]
     x = num.norm(jnp.mean(x, axis=(1, 2), dtype=num.wide), "norm")
-    return num.head(x, self.num_classes)
+    return num.head(self, x, train)
 
 
 def check(model):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peft_jax.tree import flat, nest
+
 DTYPES = ("float32", "bfloat16", "float64")
 
 GELUS = {
@@ -17,6 +19,9 @@ GELUS = {
 
 # Standard deviation 0.02 after the cut at two: flax's argument is the one before it.
 kernel_init = nn.initializers.truncated_normal(0.02 / 0.87962566)
+# Of the hidden layers of a head, and the epsilon of its norms.
+hidden_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+NORM_EPS = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,12 +62,69 @@ class Numerics:
     scale = module.param(name, start, x.shape[-1:], jnp.float32).astype(x.dtype)
     return x * scale.reshape((1,) * (x.ndim - 1) + scale.shape)
 
-  def head(self, x, classes, name="head", use_bias=True):
-    """Logits of `wide` type for x [B, D]; x itself when there are no classes."""
+  def head(self, model, x, train, name="head", use_bias=True):
+    """Logits of `wide` type for x [B, D]; x itself when the model has no classes."""
+    classes, layers = model.num_classes, model.head_layers
     if not classes:
       return x
-    head = nn.Dense(classes, use_bias, self.wide, kernel_init=kernel_init, name=name)
-    return head(x.astype(self.wide))
+    x = x.astype(self.wide)
+    if layers == 1:
+      return nn.Dense(classes, use_bias, self.wide, kernel_init=kernel_init, name=name)(x)
+    if train:
+      check_draws(model, "head_dropout")
+    return Head(classes, layers, model.head_dropout, self.wide, name=name)(x, train)
+
+
+class Head(nn.Module):
+  """Logits [B, classes] of x [B, D]: out(x) after `layers` - 1 times
+
+      x = dropout(norm(relu(hidden(x))))       hidden_0, norm_0, hidden_1, ...: D wide
+
+  With train=True a norm takes mean and variance (biased) over the batch, and moves those in the
+  collection "batch_stats" a tenth of the way to them; else it takes these. Under pmap a batch is a
+  device's own. Parameters without the norms are a head that `fold_norms` made.
+  """
+
+  classes: int
+  layers: int
+  dropout: float
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    if train and x.shape[0] < 2:
+      raise ValueError(f"head_layers={self.layers} needs two images or more on each device in "
+                       "training: its norms take the variance over them.")
+    for i in range(self.layers - 1):
+      hidden = nn.Dense(x.shape[-1], dtype=self.dtype, kernel_init=hidden_init, name=f"hidden_{i}")
+      x = nn.relu(hidden(x))
+      if self.is_initializing() or self.has_variable("params", f"norm_{i}"):
+        norm = nn.BatchNorm(not train, momentum=0.9, epsilon=NORM_EPS, use_fast_variance=False,
+                            name=f"norm_{i}")
+        x = norm(x.astype("float32")).astype(self.dtype)
+      if train and self.dropout:
+        x = nn.Dropout(self.dropout, deterministic=False, name=f"dropout_{i}")(x)
+    return nn.Dense(self.classes, dtype=self.dtype, kernel_init=kernel_init, name="out")(x)
+
+
+def fold_norms(params, stats):
+  """Parameters whose heads need no `stats` (the "batch_stats" they had) and no norms.
+
+  In evaluation a norm is h -> h a + c with a = scale / sqrt(var + eps), c = bias - mean a, and the
+  linear layer after it makes h (a W) + (c W + b) of it.
+  """
+  params, stats = flat(params), flat(stats)
+  for path in [path for path in stats if path.endswith("/mean")]:
+    norm = path.removesuffix("/mean")
+    head, _, i = norm.rpartition("/norm_")
+    after = f"{head}/hidden_{int(i) + 1}"
+    after = after if f"{after}/kernel" in params else f"{head}/out"
+    a = params.pop(f"{norm}/scale") / jnp.sqrt(stats[f"{norm}/var"] + NORM_EPS)
+    c = params.pop(f"{norm}/bias") - stats[path] * a
+    kernel = params[f"{after}/kernel"]
+    params[f"{after}/bias"] = c @ kernel + params[f"{after}/bias"]
+    params[f"{after}/kernel"] = a[:, None] * kernel
+  return nest(params)
 
 
 class Mlp(nn.Module):
@@ -102,10 +164,15 @@ def drop_rates(module, depth, train):
   """Of each block: drop_path * i / (depth - 1), a list of numbers; of Nones where nothing drops."""
   if not (train and module.drop_path):
     return [None] * depth
-  if not module.has_rng("dropout"):
-    raise ValueError(f"drop_path={module.drop_path} with train=True draws from the rng stream "
-                     "'dropout', which was not given: pass rngs={'dropout': key}.")
+  check_draws(module, "drop_path")
   return list(np.linspace(0.0, module.drop_path, depth).astype(np.float32))
+
+
+def check_draws(module, field):
+  """Raises ValueError where the rate `field` of a module in training has nothing to draw from."""
+  if getattr(module, field) and not module.has_rng("dropout"):
+    raise ValueError(f"{field}={getattr(module, field)} with train=True draws from the rng stream "
+                     "'dropout', which was not given: pass rngs={'dropout': key}.")
 
 
 def drop(module, y, rate):
@@ -138,8 +205,11 @@ def check(model, counts, **choices):
                        f"{' for every stage' if isinstance(value, tuple) else ''}.")
   if not is_whole(model.num_classes, 0):
     raise ValueError(f"num_classes={model.num_classes!r} must be a whole number, 0 or more.")
-  if not 0.0 <= model.drop_path < 1.0:
-    raise ValueError(f"drop_path={model.drop_path} must lie in [0, 1).")
+  if not is_whole(model.head_layers, 1):
+    raise ValueError(f"head_layers={model.head_layers!r} must be a whole number above 0.")
+  for field in ("drop_path", "head_dropout"):
+    if not 0.0 <= getattr(model, field) < 1.0:
+      raise ValueError(f"{field}={getattr(model, field)} must lie in [0, 1).")
   if model.dtype == "float64" and not jax.config.jax_enable_x64:
     raise ValueError("dtype='float64' needs JAX_ENABLE_X64=1 in the environment.")
 

@@ -168,6 +168,8 @@ class Swin(nn.Module):
   """images [B, S, S, 3], floating point and normalised -> logits [B, num_classes].
 
   num_classes: 0 leaves the head out and returns the pooled features [B, 8 width].
+  head_layers: linear layers of the head; more than one need "batch_stats", see layers.Head.
+  head_dropout: rate after each hidden layer of the head; acts only with train=True.
   width: of the first stage; each further one is twice as wide.
   depths, heads: one entry per stage.  window: tokens along a window's side.
   image_size: S, in pixels; any size, as the model holds no position table.
@@ -191,6 +193,8 @@ class Swin(nn.Module):
   drop_path: float = 0.0
   loop: str = "python"
   dtype: str = "float32"
+  head_layers: int = 1
+  head_dropout: float = 0.0
 
   @nn.compact
   def __call__(self, images, train=False):
@@ -204,7 +208,7 @@ class Swin(nn.Module):
       stage = Stage(num, heads, self.window, self.mlp_ratio, s > 0, self.loop, name=f"stages_{s}")
       x, rates = stage(x, rates[:depth]), rates[depth:]
     x = jnp.mean(num.norm(x, "norm"), axis=(1, 2), dtype=num.wide).astype(self.dtype)
-    return num.head(x, self.num_classes)
+    return num.head(self, x, train)
 
 
 def check(model):

@@ -121,6 +121,8 @@ class ViT(nn.Module):
   """images [B, S, S, 3], floating point and normalised -> logits [B, num_classes].
 
   num_classes: 0 leaves the head out and returns the pooled features [B, width].
+  head_layers: linear layers of the head; more than one need "batch_stats", see layers.Head.
+  head_dropout: rate after each hidden layer of the head; acts only with train=True.
   image_size: S, in pixels; it sets the length of the position table.
   registers: tokens between class token and patches that carry no position.
   no_embed_class: the position table covers the patches only (DeiT-3, models with registers).
@@ -156,6 +158,8 @@ class ViT(nn.Module):
   patch_bias: bool = True
   pre_logits: bool = False
   head_bias: bool = True
+  head_layers: int = 1
+  head_dropout: float = 0.0
 
   @nn.compact
   def __call__(self, images, train=False):
@@ -180,8 +184,8 @@ class ViT(nn.Module):
     if self.pre_logits:
       x = jnp.tanh(spec.dense(d, "pre_logits")(x))
     if not self.distilled:
-      return spec.head(x, self.num_classes, "head", self.head_bias)
-    first, second = (spec.head(x[:, i], self.num_classes, name, self.head_bias)
+      return spec.head(self, x, train, "head", self.head_bias)
+    first, second = (spec.head(self, x[:, i], train, name, self.head_bias)
                      for i, name in enumerate(("head", "head_dist")))
     return (first + second) / 2
 
@@ -221,6 +225,8 @@ def check(model):
   if model.distilled and (model.pool != "cls" or model.pre_logits):
     raise ValueError("distilled=True reads the class and the distillation token with one head "
                      "each: leave pool='cls' and pre_logits=False.")
+  if model.head_layers > 1 and not model.head_bias:
+    raise ValueError("head_bias=False is for a projection: leave head_layers=1.")
   if model.attention == "cudnn" and (model.dtype != "bfloat16" or model.width // model.heads % 8):
     raise ValueError(
       "attention='cudnn' needs dtype='bfloat16' and a head width divisible by 8, not "

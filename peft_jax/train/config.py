@@ -63,6 +63,8 @@ def default():
     "attention": "xla",
     # None: the preset's. Random weights want 1: DINOv2 starts from 1e-5, at which blocks are mute.
     "layer_scale": config_dict.placeholder(float),
+    "head_layers": config_dict.placeholder(int),  # None: 1, or what a method (mlp) builds
+    "head_dropout": config_dict.placeholder(float),
   }
   c.optim = {
     "lr": 1e-3,
@@ -201,8 +203,8 @@ def resolve(config):
   """The config with everything explicit and checked: a locked copy.
 
   Names given as "ssf,lora" become a tuple; what is None and depends on the backbone (image
-  size, normalization, weights) is filled in. Raises ValueError for a value out of its range
-  or a name that does not exist.
+  size, normalization, weights) or on a method (the head's layers) is filled in. Raises
+  ValueError for a value out of its range or a name that does not exist.
   """
   c = config.copy_and_resolve_references().unlock()
   c.methods = tuple(
@@ -212,10 +214,18 @@ def resolve(config):
     raise ValueError(f"methods is empty; choose among {', '.join(methods_lib.METHODS)}.")
   for name in c.methods:
     _among("methods", name, methods_lib.METHODS)
+  for name, method in zip(c.methods, methods_lib.build(c), strict=True):
+    for field, value in method.builds.items():
+      if c.model[field] not in (None, value):
+        raise ValueError(f"model.{field}={c.model[field]}, but methods={name} builds a model with "
+                         f"{value}: leave the former unset and set the options of {name}.")
+      c.model[field] = value
   preset = models.preset(c.model.name)
   for place, name, value in [
     (c.model, "image_size", preset.image_size),
     (c.model, "layer_scale", getattr(preset.model, "layer_scale", None)),
+    (c.model, "head_layers", preset.model.head_layers),
+    (c.model, "head_dropout", preset.model.head_dropout),
     (c.data, "normalize", preset.normalize),
     (c, "weights", preset.weights),
   ]:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from peft_jax import data, methods, models, weights
+from peft_jax import data, methods, models, statistics, weights
 from peft_jax.keys import key
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, evaluate, feed, log, shard
@@ -38,7 +38,7 @@ class NotFiniteError(ArithmeticError):
 
 Parts = collections.namedtuple(
   "Parts",
-  "dataset train_split eval_split base tuned train frozen tx rates steps_per_epoch total",
+  "dataset train_split eval_split base tuned train frozen stats tx rates steps_per_epoch total",
 )
 
 
@@ -130,6 +130,7 @@ def prepare(config):
     tuned=tuned,
     train=trained,
     frozen=frozen,
+    stats=statistics.start(tuned.table),
     tx=steps.optimizer(tuned, trained, config.optim, per_epoch),
     rates=steps.rates_of(config.optim, groups, per_epoch),
     steps_per_epoch=per_epoch,
@@ -197,7 +198,7 @@ def train(config, workdir, parallel, parts, manager):
 
 def begin(config, workdir, parts, manager):
   """(state, meta, steps done) to go on from: the newest checkpoint's, or a new run's."""
-  state = steps.start(parts.train, parts.tx, config.ema)
+  state = steps.start(parts.train, parts.tx, config.ema, parts.stats)
   origin = {"weights": parts.base.fingerprint, "data": parts.dataset.fingerprint()}
   meta = {**origin, "last": None, "best": None, "seconds": 0.0}
   found = checkpoint.restore(manager, state)
@@ -267,7 +268,7 @@ def assessor(config, parallel, parts):
     images = split.images().__getitem__
 
   def assess(state, frozen):
-    variables = join(state.get("ema", state["train"]), frozen)
+    variables = join(steps.outcome(state), frozen)
     return evaluate.evaluate(
       predict, variables, images, split.labels, config.eval.batch_size, parallel
     )

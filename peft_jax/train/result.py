@@ -12,6 +12,7 @@ from peft_jax import adapter_file, files, versions
 from peft_jax.count import count
 from peft_jax.loaded import Loaded
 from peft_jax.train import log
+from peft_jax.train import step as steps
 from peft_jax.tree import flat
 from peft_jax.tuned import join
 
@@ -22,7 +23,7 @@ def finish(config, workdir, parallel, parts, state, meta):
   """Writes adapter, merged weights and, last of all, result.json; returns what it holds."""
   begun = time.monotonic()
   split = parts.eval_split.name
-  trained = jax.device_get(state.get("ema", state["train"]))
+  trained = jax.device_get(steps.outcome(state))
   about = {"tuned": parts.tuned, "base": parts.base}
   about |= adapter_file.of_run(config, parts.dataset)
   adapter_file.save(workdir / "adapter.safetensors", trained, **about)

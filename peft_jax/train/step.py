@@ -1,8 +1,9 @@
 """One training step, and the state it carries: pure functions of arrays.
 
-    state = {"train", "opt", "ema", "tally", "step", "bad"}
+    state = {"train", "opt", "ema", "stats", "tally", "step", "bad"}
 
 train: the trained variables; opt: the optimizer's; ema: the average of `train`, absent when off;
+stats: {"batch_stats": ...}, what batch norms keep, absent in a model without any;
 tally: {"loss", "correct", "seen"} since it was last emptied; step: steps done; bad: the first
 step whose loss or gradient was not finite, -1 when there is none. Random keys are made from
 (seed, purpose, step) and never stored.
@@ -57,8 +58,11 @@ def rates_of(optim, groups, steps_per_epoch):
   return rates
 
 
-def start(train, tx, ema):
-  """The state before the first step; the average starts as a copy of `train`."""
+def start(train, tx, ema, stats=None):
+  """The state before the first step; the average starts as a copy of `train`.
+
+  stats: see `statistics.start`.
+  """
   state = {
     "train": train,
     "opt": tx.init(train),
@@ -66,7 +70,13 @@ def start(train, tx, ema):
     "step": jnp.zeros((), jnp.int32),
     "bad": jnp.full((), -1, jnp.int32),
   }
+  state |= {"stats": stats} if stats else {}
   return state | ({"ema": jax.tree.map(jnp.array, train)} if ema else {})
+
+
+def outcome(state):
+  """The variables that a run evaluates and writes: trained, or their average, and statistics."""
+  return state.get("ema", state["train"]) | state.get("stats", {})
 
 
 def empty_tally():
@@ -92,7 +102,8 @@ def training_step(tuned, tx, config, axis=None):
     penalty is what is minimised, with respect to state["train"] only.
   config: of a run, resolved.
   axis: name of a mapped axis over which the batch is divided (pmap); augmentation then equals
-    that of the undivided batch, dropout draws differ.
+    that of the undivided batch, dropout draws differ, and batch norms take their own part's
+    mean and variance.
   """
 
   seed, ema = config.seed, config.ema
@@ -105,18 +116,19 @@ def training_step(tuned, tx, config, axis=None):
     rngs = {purpose: key(seed, purpose, now) for purpose in ("dropout", "tuning")}
     if axis is not None:
       rngs = {name: jax.random.fold_in(k, jax.lax.axis_index(axis)) for name, k in rngs.items()}
+    before = state.get("stats", {})
 
     def loss_of(train):
-      variables = join(train, frozen)
-      logits = tuned.apply(variables, images, train=True, rngs=rngs)
+      variables = join(train, frozen) | before
+      logits, stats = tuned.apply(variables, images, train=True, rngs=rngs, mutable=list(before))
       loss = cross_entropy(logits, batch["label"], config.label_smoothing).mean()
-      return loss + tuned.penalty(variables), logits
+      return loss + tuned.penalty(variables), (logits, stats)
 
-    (loss, logits), grads = jax.value_and_grad(loss_of, has_aux=True)(state["train"])
+    (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state["train"])
     correct = (logits.argmax(-1) == batch["label"]).sum(dtype=jnp.int32)
     seen = jnp.int32(batch["label"].shape[0])
     if axis is not None:
-      loss, grads = jax.lax.pmean((loss, grads), axis)
+      loss, grads, stats = jax.lax.pmean((loss, grads, stats), axis)
       correct, seen = jax.lax.psum((correct, seen), axis)
 
     with jax.numpy_dtype_promotion("standard"):  # optax counts on it: decay**count
@@ -136,6 +148,8 @@ def training_step(tuned, tx, config, axis=None):
       "step": now + 1,
       "bad": jnp.where((state["bad"] < 0) & ~finite, now, state["bad"]),
     }
+    if stats:
+      new["stats"] = stats
     if ema:
       new["ema"] = optax.incremental_update(train, state["ema"], 1 - ema)
     return new

@@ -12,7 +12,7 @@ from etils import epath
 
 from peft_jax import files
 from peft_jax.models import shapes
-from peft_jax.models.layers import kernel_init
+from peft_jax.models.layers import hidden_init, kernel_init
 from peft_jax.models.stack import stack_blocks, unstack_blocks
 from peft_jax.models.vit import ViT
 from peft_jax.tree import flat, nest
@@ -22,9 +22,10 @@ from peft_jax.weights import table as tables
 # Leaves that may be missing from a file, and how they start. fc_norm: MAE and VPT's code start the
 # norm after mean pooling afresh; the file's own `norm` is then not used.
 FRESH = {
-  r"head(_dist)?/kernel": kernel_init,
-  r"head(_dist)?/bias|fc_norm/bias": nn.initializers.zeros,
-  r"fc_norm/scale": nn.initializers.ones,
+  r"head(_dist)?/(out/)?kernel": kernel_init,
+  r"head(_dist)?/hidden_\d+/kernel": hidden_init,
+  r"head(_dist)?/(\w+/)?bias|fc_norm/bias": nn.initializers.zeros,
+  r"head(_dist)?/norm_\d+/scale|fc_norm/scale": nn.initializers.ones,
 }
 
 # Attention heads of the weights that have a name of their own.
@@ -55,7 +56,7 @@ def load(spec, model, image_size=None, *, key, table=None):
     a layout that `names` knows, or a name on the Hugging Face hub, see `hub`.
   image_size: pixels; must be the model's own, None takes it.
   key: for what is fresh: the head's kernel, truncated normal of standard deviation 0.02 (its bias
-    is zero).
+    is zero); the hidden kernels of a head of several layers, normal of variance 2 / D.
   table: how a position table of another size is resized, one of weights.table.HOW; None takes the
     source's own way: "bicubic_clamped" for dinov2_vits14 and for Swin's tables of relative
     positions, "bicubic_aa" for other files.

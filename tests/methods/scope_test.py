@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from peft_jax.methods import METHODS, SSF, Bias, Full, Linear, LoRA, Norm, build
+from peft_jax import models
+from peft_jax.methods import METHODS, SSF, Bias, Full, Linear, LoRA, Norm, Partial, build
 from peft_jax.sites import sites
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
@@ -18,15 +19,107 @@ layers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(layers)
 
 
+def swin_block(c, heads):
+  """Numbers of a block of width c with windows of 7: norms, qkv, projection, MLP, table."""
+  return 4 * c + 3 * (c * c + c) + c * c + c + 2 * 4 * c * c + 4 * c + c + 13 * 13 * heads
+
+
+# VPT's numbers; those of Swin's Partial-k are sums over its definition.
+TWO = 2 * swin_block(1024, 32) + 2 * 1024
+COUNTS = {
+  "vit_b16": [
+    (Full(), 85_798_656), (Linear(), 0), (Norm(), 38_400), (Bias(), 102_912),
+    (Bias(norms=False), 83_712), (Bias(rel_pos=True), 102_912),
+    (Partial(), 7_089_408), (Partial(k=2), 14_177_280), (Partial(k=4), 28_353_024),
+  ],
+  "swin_b": [
+    (Full(), 86_743_224), (Norm(), 57_600), (Bias(), 137_216), (Bias(rel_pos=True), 200_760),
+    (Partial(), TWO - swin_block(1024, 32)), (Partial(k=2), TWO),
+    (Partial(k=4), TWO + 2 * 2048 + 2048 * 1024 + 2 * swin_block(512, 16)),
+  ],
+  "convnext_b": [
+    (Full(), 87_566_464), (Norm(), 40_192), (Bias(), 129_280 + 1024), (Partial(), 8_450_048),
+  ],
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts(name):
+  for method, count in COUNTS[name]:
+    sizes = layers.trained(method, name)
+    assert all(path.startswith("params/") for path in sizes)
+    assert sum(sizes.values()) == count, method
+
+
+def chosen(model, method):
+  """Paths of the backbone that are trained; the head's are left out."""
+  table, params = sites(model, models.images(model)), models.parameters(model)
+  labels = flat(Tuned(model, (method,), table).labels({"params": params}))
+  assert {p for p, label in labels.items() if label == "head"} == {
+    "params/head/kernel", "params/head/bias"}
+  return {path.removeprefix("params/") for path, label in labels.items() if label == "backbone"}
+
+
+def inside(model, *modules):
+  """All paths of parameters in these modules."""
+  found = {path for path in flat(models.parameters(model)) if path.startswith(modules)}
+  assert found
+  return found
+
+
+VIT = models.ViT(3, 8, 12, 2, 8, 16, pool="avg", layer_scale=0.1, registers=2)
+SWIN = models.Swin(3, 4, (2, 2, 2), (1, 2, 2), 3, image_size=16)
+CONVNEXT = models.ConvNeXt(3, (4, 6), (2, 2), image_size=16)
+PARTIAL = {
+  "vit-1": (VIT, 1, ("encoder/blocks_11/", "fc_norm/")),
+  "vit-2": (VIT, 2, ("encoder/blocks_10/", "encoder/blocks_11/", "fc_norm/")),
+  "vit-12": (VIT, 12, ("encoder/", "fc_norm/")),
+  "pre_logits": (
+    models.ViT(3, 8, 2, 2, 8, 16, pre_logits=True), 1, ("encoder/blocks_1/", "norm/", "pre_logits/")
+  ),
+  "remat": (VIT.clone(loop="remat"), 2, ("encoder/blocks_10/", "encoder/blocks_11/", "fc_norm/")),
+  "swin-1": (SWIN, 1, ("stages_2/blocks_1/", "norm/")),
+  "swin-2": (SWIN, 2, ("stages_2/blocks_", "norm/")),
+  "swin-3": (SWIN, 3, ("stages_1/blocks_1/", "stages_2/", "norm/")),
+  "swin-4": (SWIN, 4, ("stages_1/blocks_", "stages_2/", "norm/")),
+  "swin-6": (SWIN, 6, ("stages_", "norm/")),
+  "convnext-1": (CONVNEXT, 1, ("stages_1/blocks_1/", "norm/")),
+  "convnext-3": (CONVNEXT, 3, ("stages_0/blocks_1/", "stages_1/", "norm/")),
+}
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_partial_trains_what_runs_from_the_kth_last_block_on(name):
+  model, k, modules = PARTIAL[name]
+  assert chosen(model, Partial(k=k)) == inside(model, *modules)
+
+
 @pytest.mark.parametrize(
-  "method, count",
-  [(Full(), 85_798_656), (Linear(), 0), (Bias(), 102_912), (Norm(), 38_400)],
-  ids=["full", "linear", "bias", "norm"],
+  "model, k, sentence",
+  [
+    (VIT, 0, r"Partial\(k=0\): the model has 12 modules named blocks_0, blocks_1, ...; k counts"),
+    (VIT, 13, r"Partial\(k=13\): the model has 12 modules"),
+    (VIT.clone(loop="scan"), 1, "holds all blocks at one path, such as 'encoder/blocks.*', where"),
+    (VIT.clone(loop="scan_remat"), 1, "take loop='python' or 'remat'"),
+  ],
 )
-def test_counts_on_vit_b16(method, count):
-  sizes = layers.trained(method)
-  assert all(path.startswith("params/") for path in sizes)
-  assert sum(sizes.values()) == count
+def test_partial_needs_blocks_of_their_own(model, k, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    chosen(model, Partial(k=k))
+  with pytest.raises(ValueError, match="has 0 modules named blocks_0"):
+    Partial().trains(sites(Mixed(), jnp.ones((1, 4))), frozenset())
+
+
+def test_options_of_bias():
+  plain, table = chosen(SWIN, Bias()), chosen(SWIN, Bias(rel_pos=True))
+  assert plain == {p for p in flat(models.parameters(SWIN)) if p.endswith("/bias")} - {"head/bias"}
+  assert table - plain == {
+    f"stages_{s}/blocks_{i}/attn/rel_pos" for s in range(3) for i in range(2)}
+  assert plain < table
+  gone = plain - chosen(SWIN, Bias(norms=False))
+  assert {path.split("/")[-2] for path in gone} == {"norm"} and "norm/bias" in gone
+  assert {path.split("/")[-2] for path in plain - gone} == {
+    "proj", "q", "k", "v", "fc1", "fc2"}  # a Swin's patches are patch_embed/proj
 
 
 class Mixed(nn.Module):

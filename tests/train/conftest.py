@@ -65,7 +65,7 @@ def prepared(tiny):
         state = step(state, frozen, jax.device_put(batch, parallel.split))
       return jax.device_get(parallel.whole(state)), jax.device_get(parallel.whole(frozen))
 
-    return parts, steps.start(parts.train, parts.tx, config.ema), take
+    return parts, steps.start(parts.train, parts.tx, config.ema, parts.stats), take
 
   return lambda overrides=(): make(tuple(dict(overrides).items()))
 

@@ -185,7 +185,8 @@ def to_timm(params, conv_mlp=False):
         out[f"{m.expand(theirs)}.{'bias' if leaf == 'bias' else 'weight'}"] = w
         break
     else:
-      raise ValueError(f"there is no timm name for {path} in a model of the family {name}.")
+      raise ValueError(f"there is no timm name for {path} in a model of the family {name}; "
+                       "only our own names hold it.")
   return out
 
 

@@ -1,0 +1,126 @@
+"""MLP-k: the head is all that is trained, and the config builds the model that has it."""
+
+import jax
+import numpy as np
+import pytest
+
+from peft_jax import models, statistics, weights
+from peft_jax.count import count
+from peft_jax.methods import SSF, Linear, MLPHead
+from peft_jax.models.layers import Head
+from peft_jax.sites import sites
+from peft_jax.train import config as config_lib
+from peft_jax.tree import flat
+from peft_jax.tuned import Tuned
+
+
+def tuned(method, name="vit_test", classes=3, **options):
+  model = models.create(name, num_classes=classes, **options)
+  return Tuned(model, method if isinstance(method, tuple) else (method,),
+               sites(model, models.images(model)))
+
+
+def test_the_papers_numbers_on_vit_b16():
+  for layers, numbers in ((2, 669_028), (3, 1_261_156)):
+    method = MLPHead(layers=layers)
+    found = count(tuned(method, "vit_b16", 100, **method.builds))
+    assert found["trained"] == found["head"] == numbers
+    assert found["backbone_without_head"] == 85_798_656
+
+
+@pytest.mark.parametrize("name", ["vit_test", "swin_test", "convnext_test"])
+def test_the_head_is_trained_and_its_statistics_are_not(name):
+  made = tuned(MLPHead(layers=2), name, head_layers=2)
+  stats = statistics.start(made.table)
+  assert {p: (v.shape, float(v[0])) for p, v in flat(stats).items()} == {
+    "batch_stats/head/norm_0/mean": ((24,), 0.0), "batch_stats/head/norm_0/var": ((24,), 1.0)}
+  shapes = jax.eval_shape(made.model.init, jax.random.key(0), models.images(made.model))
+  assert jax.tree.map(lambda v: (v.shape, v.dtype), stats) == {
+    "batch_stats": jax.tree.map(lambda v: (v.shape, v.dtype), shapes["batch_stats"])}
+  labels = flat(made.labels(shapes))
+  assert {labels[path] for path in flat(stats)} == {"freeze"}
+  trained = {path for path, label in labels.items() if label != "freeze"}
+  assert trained == {path for path in labels if path.startswith("params/head/")}
+  assert {labels[path] for path in trained} == {"head"}
+  train, frozen = made.split(shapes)
+  assert set(flat(train)) == trained and flat(stats).keys() < flat(frozen).keys()
+
+
+def test_other_methods_leave_the_head_to_itself():
+  sites_of_ssf = flat(tuned(SSF(), head_layers=3).shapes["ssf"])
+  assert sites_of_ssf.keys() == flat(tuned(SSF()).shapes["ssf"]).keys()
+  both = tuned((SSF(), MLPHead()), head_layers=3)
+  train, _ = both.split(both.shapes)
+  assert {path.split("/")[0] for path in flat(train)} == {"params", "ssf"}
+  assert {path.split("/")[1] for path in flat(train["params"])} >= {"hidden_1", "norm_1", "out"}
+  alone = tuned(Linear(), head_layers=3)  # the option of the model is enough
+  assert flat(alone.split(alone.shapes)[0]).keys() == {
+    path for path in flat(train) if path.startswith("params/head/")}
+
+
+def test_a_model_with_another_head_is_refused():
+  for layers, options in ((3, {}), (3, {"head_layers": 2}), (1, {"head_layers": 2})):
+    made = tuned(MLPHead(layers=layers), **options)
+    has = options.get("head_layers", 1)
+    with pytest.raises(ValueError, match=rf"layers={layers}\): the model's head has {has} of them"):
+      made.split(made.shapes)
+
+
+def config(methods, **options):
+  made = config_lib.default().unlock()
+  made.weights, made.model.name, made.methods = "random", "vit_test", methods
+  made.update_from_flattened_dict({key.replace("__", "."): v for key, v in options.items()})
+  return made
+
+
+def test_the_one_word_in_a_config_builds_the_head():
+  for methods in (("mlp",), ("ssf,mlp",), ("mlp", "ssf")):
+    resolved = config_lib.resolve(config(methods))
+    assert (resolved.model.head_layers, resolved.model.head_dropout) == (3, 0.1)
+    again = config_lib.resolve(resolved)
+    assert config_lib.flatten(again) == config_lib.flatten(resolved)
+  resolved = config_lib.resolve(config(("mlp",), mlp__layers=5, mlp__dropout=0.0))
+  assert (resolved.model.head_layers, resolved.model.head_dropout) == (5, 0.0)
+  resolved = config_lib.resolve(config(("ssf",)))
+  assert (resolved.model.head_layers, resolved.model.head_dropout) == (1, 0.0)
+  resolved = config_lib.resolve(config(("ssf",), model__head_layers=2))
+  assert (resolved.model.head_layers, resolved.model.head_dropout) == (2, 0.0)
+
+
+def test_a_config_that_says_two_things_is_refused():
+  with pytest.raises(ValueError, match="model.head_layers=5, but methods=mlp builds a model with"):
+    config_lib.resolve(config(("mlp",), model__head_layers=5))
+
+
+DEEP = models.create("vit_test", num_classes=200, head_layers=4)
+FRESH = {
+  "by loading": lambda file: weights.load(file, DEEP, key=jax.random.key(0))[0]["head"],
+  "by itself": lambda _: jax.jit(Head(200, 4, 0.1, "float32").init)(
+    jax.random.key(0), np.ones((1, 24), np.float32))["params"],
+}
+
+
+@pytest.mark.parametrize("how", FRESH)
+def test_hidden_layers_start_by_the_width_and_the_last_as_any_head(backbone, how):
+  head = flat(FRESH[how](backbone))
+  assert len(head) == 3 * 4 + 2
+  hidden = np.stack([head[f"hidden_{i}/kernel"] for i in range(3)])
+  np.testing.assert_allclose(hidden.std(), np.sqrt(2 / 24), rtol=0.1)
+  assert abs(hidden[0] - hidden[1]).max() > 0.1
+  assert abs(hidden).max() > 2.5 * np.sqrt(2 / 24)  # not truncated
+  np.testing.assert_allclose(head["out/kernel"].std(), 0.02, rtol=0.1)
+  for path, leaf in head.items():
+    if not path.endswith("kernel"):
+      assert (leaf == (1 if path.endswith("scale") else 0)).all(), path
+
+
+def test_a_files_own_deep_head_is_not_loaded(tmp_path):
+  shapes, draw = models.parameters(DEEP), np.random.default_rng(0).normal
+  params = jax.tree.map(lambda leaf: draw(size=leaf.shape).astype(np.float32), shapes)
+  weights.save(tmp_path / "w.npz", params)
+  loaded, base = weights.load(tmp_path / "w.npz", DEEP, key=jax.random.key(1))
+  assert "head/hidden_0/kernel: a head of other classes" in base.skipped
+  before, after = flat(params), flat(loaded)
+  assert before.keys() == after.keys()
+  kept = {path for path, leaf in before.items() if np.array_equal(leaf, after[path])}
+  assert kept == {path for path in before if not path.startswith("head")}
