@@ -15,7 +15,9 @@ import importlib
 
 _HOMES = {
   "Bias": "peft_jax.methods",
+  "DoRA": "peft_jax.methods",
   "Full": "peft_jax.methods",
+  "IA3": "peft_jax.methods",
   "Linear": "peft_jax.methods",
   "LoRA": "peft_jax.methods",
   "Loaded": "peft_jax.loaded",
@@ -36,6 +38,7 @@ _PARTS = (
   "explain",
   "methods",
   "models",
+  "peft_file",
   "safetensors",
   "sites",
   "train",

@@ -2,6 +2,8 @@
 
 import difflib
 
+from peft_jax.methods.dora import DoRA
+from peft_jax.methods.ia3 import IA3
 from peft_jax.methods.lora import LoRA
 from peft_jax.methods.san import SAN, Wire
 from peft_jax.methods.scope import Bias, Full, Linear, Norm
@@ -9,6 +11,8 @@ from peft_jax.methods.ssf import SSF
 
 METHODS = {
   "lora": LoRA,
+  "dora": DoRA,
+  "ia3": IA3,
   "ssf": SSF,
   "san": SAN,
   "full": Full,
@@ -34,4 +38,5 @@ def build(config):
   return tuple(methods)
 
 
-__all__ = ["METHODS", "SAN", "SSF", "Bias", "Full", "Linear", "LoRA", "Norm", "Wire", "build"]
+__all__ = ["IA3", "METHODS", "SAN", "SSF", "Bias", "DoRA", "Full", "Linear", "LoRA", "Norm", "Wire",
+           "build"]
