@@ -4,6 +4,7 @@
     evaluate  accuracy of an adapter on its task's test split
     predict   class names and probabilities for image files
     merge     plain weights with the adapter folded in
+    peft      a LoRA or DoRA adapter to and from the files of HF PEFT
     weights   look into a published checkpoint, or convert it
 """
 
@@ -68,6 +69,29 @@ def parser():
   _task(sub)
   sub.add_argument("--out", required=True, help="FILE.safetensors, or FILE.npz as base weights")
   sub.add_argument("--timm", action="store_true", help="names and layouts of timm's state dict")
+
+  sub = verb("peft", None, "a LoRA or DoRA adapter to and from the files of HF PEFT")
+  peft = sub.add_subparsers(dest="way", metavar="WAY", required=True)
+  sub = peft.add_parser(
+    "export", help="write the folder that PeftModel.from_pretrained reads on timm's model",
+    allow_abbrev=False,
+  )
+  sub.add_argument("adapter", metavar="ADAPTER", help="adapter.safetensors of a training run")
+  sub.add_argument("folder", metavar="FOLDER", help="where the two files go")
+  sub.set_defaults(function=peft_export)
+  sub = peft.add_parser(
+    "import", help="write an adapter file from what PEFT saved of timm's model", allow_abbrev=False
+  )
+  sub.add_argument("folder", metavar="FOLDER", help="holds adapter_config.json")
+  sub.add_argument("--out", required=True, help="ADAPTER.safetensors")
+  sub.add_argument("--model", required=True, help="timm's name of the model it was trained on")
+  sub.add_argument("--base", required=True, help="the weights it was trained on")
+  sub.add_argument("--image_size", type=int, help="pixels; default: the model's")
+  sub.add_argument("--resize", default="bicubic_pil", help="of images; default bicubic_pil")
+  sub.add_argument("--normalize", help="inception, imagenet or clip; default: the model's")
+  sub.add_argument("--task", default="", help="the task it was trained for")
+  sub.add_argument("--class_names", metavar="A,B,...", help="names of the classes, in order")
+  sub.set_defaults(function=peft_import)
 
   sub = verb("weights", weights, "look into a published checkpoint, or convert it", add_help=False)
   sub.add_argument("arguments", nargs=argparse.REMAINDER, help="see weights --help")
@@ -226,6 +250,48 @@ def merge(args, rest):
     f"{args.out}: merged weights change the logits of {len(images)} {what} images by at most "
     f"{difference:.2g} (largest logit {largest:.3g})"
   )
+
+
+def peft_export(args, rest):
+  from peft_jax import adapter_file, peft_file
+  from peft_jax.weights import names
+
+  train, header = adapter_file.read(args.adapter)
+  tuned = adapter_file.build(header)
+  model = header["model"]["name"]
+  peft_file.write(args.folder, tuned, train, names.has_conv_mlp(model))
+  print(
+    f"{args.folder}: {peft_file.CONFIG} and {peft_file.ARRAYS}, for {header['base']['name']} in "
+    f"timm.create_model({model!r}, num_classes={header['model']['num_classes']})"
+  )
+
+
+def peft_import(args, rest):
+  import jax
+  import numpy as np
+
+  from peft_jax import adapter_file, data, models, peft_file
+  from peft_jax import weights as weights_lib
+  from peft_jax.data import transforms
+
+  normalize = args.normalize or models.preset(args.model).normalize
+  transforms.check(args.resize)
+  data.normalize(np.zeros((1, 1, 1, 3), np.uint8), normalize)
+  model = models.create(args.model, num_classes=0, image_size=args.image_size)
+  tuned, train = peft_file.read(args.folder, model)
+  classes = args.class_names.split(",") if args.class_names else None
+  if classes and len(classes) != tuned.model.num_classes:
+    raise ValueError(
+      f"--class_names has {len(classes)} names, but {args.folder} has {tuned.model.num_classes} "
+      "classes."
+    )
+  _, base = weights_lib.load(args.base, tuned.model, key=jax.random.key(0))
+  adapter_file.save(
+    args.out, train, tuned=tuned, base=base, model=args.model, resize=args.resize,
+    normalize=normalize, task=args.task, class_names=classes, key=jax.random.key(0),
+  )
+  print(f"{args.out}: {tuned.methods[0]} and a head of {tuned.model.num_classes} classes, on "
+        f"{args.base}; images are resized by {args.resize} and normalised as for {normalize}")
 
 
 def weights(args, rest):

@@ -35,6 +35,7 @@ class Method:
   call = None
   fold = None  # fold(params_tree, tree) -> params_tree: the part of a merge not local to a site
   builds = {}  # options of models.create that the backbone must be built with
+  folds_below = False  # whether `call` reads `params` itself: what lies below is folded into them
   folded = ()  # the sites whose change `fold` alone carries: `weights` is not asked there
 
   def bind(self, table, chosen):

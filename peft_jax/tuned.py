@@ -121,7 +121,8 @@ class Tuned:
           return next_fun(x, *inputs[1:], **named)
         return module.clone(parent=None).apply({"params": params}, x, *inputs[1:], **named)
 
-      cut = max((i + 1 for i, (m, _) in enumerate(here) if m.call is None), default=0)
+      cuts = [i + (m.call is None) for i, (m, _) in enumerate(here) if m.folds_below or not m.call]
+      cut = max(cuts, default=0)
       for m, site in here[:cut]:
         params = reweighted(m, site, params, values[m.collection])
       key = module.make_rng("tuning") if module.has_rng("tuning") else None

@@ -22,11 +22,13 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from peft_jax import models
 from peft_jax.method import Method
 from peft_jax.methods import (
+  IA3,
   SAN,
   SSF,
   Adapter,
   AdaptFormer,
   Bias,
+  DoRA,
   Full,
   Linear,
   LoRA,
@@ -87,6 +89,12 @@ METHODS = {
     (lora, ssf), 540_672, (LoRA(rank=2), SSF()), starts_equal=False, zero=KEY_SHIFT
   ),
   "san_lora": Row((san, lora), 521_472, (SAN(mode="sp"), lora)),
+  "lora_patterns": Row(
+    (LoRA(rank=2, rank_pattern=("attn/proj=3",), alpha_pattern=("q=5",)),), 353_280,
+    (LoRA(rank=2, rank_pattern=("attn/proj=3",), alpha_pattern=("q=6",)),), needs=".*/attn/q",
+  ),
+  "dora": Row((DoRA(rank=2, alpha=3.0),), 418_560, (DoRA(rank=2, alpha=4.0),)),
+  "ia3": Row((IA3(),), 55_296, (IA3(inputs="none"),)),
 }
 adapter, adaptformer = Adapter(), AdaptFormer(width=16)
 MATRICES = r".*/(attn/(q|k|v|proj)|mlp/fc[12])"

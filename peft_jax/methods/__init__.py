@@ -4,6 +4,8 @@ import difflib
 
 from peft_jax.methods.adapter import Adapter
 from peft_jax.methods.adaptformer import AdaptFormer
+from peft_jax.methods.dora import DoRA
+from peft_jax.methods.ia3 import IA3
 from peft_jax.methods.lora import LoRA
 from peft_jax.methods.mlp import MLPHead
 from peft_jax.methods.san import SAN, Wire
@@ -12,6 +14,8 @@ from peft_jax.methods.ssf import SSF
 
 METHODS = {
   "lora": LoRA,
+  "dora": DoRA,
+  "ia3": IA3,
   "ssf": SSF,
   "san": SAN,
   "adapter": Adapter,
@@ -42,18 +46,20 @@ def build(config):
 
 
 __all__ = [
-  "METHODS",
-  "SAN",
-  "SSF",
   "AdaptFormer",
   "Adapter",
   "Bias",
+  "DoRA",
   "Full",
+  "IA3",
   "Linear",
   "LoRA",
+  "METHODS",
   "MLPHead",
   "Norm",
   "Partial",
+  "SAN",
+  "SSF",
   "Wire",
   "build",
 ]

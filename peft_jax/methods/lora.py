@@ -1,6 +1,6 @@
 """LoRA: a low-rank addition to a linear layer.
 
-    y = x W + b  ->  x W + b + s (x A) B        s = alpha / rank
+    y = x W + b  ->  x W + b + s (x A) B        s = alpha / rank, or alpha / sqrt(rank)
 
 Hu et al. 2022, arXiv:2106.09685, section 4.1. B starts at zero, so the tuned model starts
 equal to the backbone. Merging: W' = W + s A B.
@@ -15,8 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from peft_jax.method import Method
-from peft_jax.methods.axes import tokens
+from peft_jax.methods import patterns
+from peft_jax.methods.axes import narrowed, tokens
+from peft_jax.methods.dropout import check_rate, dropped
 from peft_jax.tree import flat, nest
+
+INITIAL = ("default", "gaussian", "trunc_normal_both")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,12 +33,20 @@ class LoRA(Method):
 
   rank: width of the bottleneck; at most min(prod(fan_in), prod(fan_out)), else ValueError.
   alpha: numerator of s; alpha = rank gives s = 1.
+  rslora: s = alpha / sqrt(rank) (Kalajdzievski 2023, arXiv:2312.03732).
+  rank_pattern, alpha_pattern: "regex=number" entries for sites of another rank or alpha, found by
+    the end of their paths as HF PEFT finds them: ("fc[12]=4", "blocks_0/.*=16"); the first that
+    fits a site counts, and one that fits none is a ValueError. A scanned model has one path, hence
+    one rank and alpha, for all blocks.
+  initial: "default"; "gaussian", a ~ N(0, 1/rank^2), PEFT's option of that name; or
+    "trunc_normal_both", a and b ~ N(0, 0.02^2), what NOAH's and SPT's released code comes to (it
+    cuts at +-2, a hundred deviations): such a model does NOT start equal to the backbone.
   dropout: probability of dropping an entry of x on the low-rank path; needs the "tuning" rng
     stream, so a call without it (evaluation) is deterministic and equal to the merged model. Each
     layer draws its own mask, also under `share`. No effect below a method that is only a change
     of weights, which folds this one in.
   share: names of sibling layers that use one A, held at the first: ("q", "k", "v") is LoRA on
-    a fused qkv layer (rank 8 on ViT-B/16: 294,912 variables).
+    a fused qkv layer (rank 8 on ViT-B/16: 294,912 variables). They need one rank, not one alpha.
 
   On a convolution A is a convolution to `rank` channels and B a product; on a grouped one s A B is
   formed and convolved.
@@ -43,49 +55,87 @@ class LoRA(Method):
   collection: str = "lora"
   rank: int = 8
   alpha: float = 8.0
+  rslora: bool = False
+  rank_pattern: tuple[str, ...] = ()
+  alpha_pattern: tuple[str, ...] = ()
+  initial: str = "default"
   dropout: float = 0.0
   share: tuple[str, ...] = ()
 
   def __post_init__(self):
+    name = type(self).__name__
     if self.rank < 1:
-      raise ValueError(f"LoRA: rank={self.rank}; it must be at least 1.")
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"LoRA: dropout={self.dropout}; it must lie in [0, 1).")
+      raise ValueError(f"{name}: rank={self.rank}; it must be at least 1.")
+    check_rate(self, self.dropout)
+    if self.initial not in INITIAL:
+      raise ValueError(f"{name}: initial={self.initial!r}; it must be one of {INITIAL}.")
+    patterns.check(name, "rank_pattern", self.rank_pattern, int)
+    patterns.check(name, "alpha_pattern", self.alpha_pattern, float)
+
+  def rank_at(self, path):
+    """The rank of the site at a module path."""
+    return int(patterns.at(path, self.rank_pattern, self.rank))
+
+  def scale_at(self, path):
+    """s of the site at a module path."""
+    alpha, rank = float(patterns.at(path, self.alpha_pattern, self.alpha)), self.rank_at(path)
+    return alpha / (math.sqrt(rank) if self.rslora else rank)
 
   def bind(self, table, chosen):
+    name = type(self).__name__
+    patterns.check_used(name, "rank_pattern", self.rank_pattern, chosen)
+    patterns.check_used(name, "alpha_pattern", self.alpha_pattern, chosen)
     for path, site in chosen.items():
-      size = min(math.prod(site.fan_in), math.prod(site.fan_out))
-      if self.rank > size:
+      rank, size = self.rank_at(path), min(math.prod(site.fan_in), math.prod(site.fan_out))
+      if rank > size:
         raise ValueError(
-          f"LoRA: rank={self.rank} at {path}, whose kernel {site.fan_in} -> {site.fan_out} has "
+          f"{name}: rank={rank} at {path}, whose kernel {site.fan_in} -> {site.fan_out} has "
           f"rank at most {size}; choose a smaller rank or fewer sites."
         )
-      parent, slash, name = path.rpartition("/")
-      siblings = [f"{parent}{slash}{sibling}" for sibling in self.share]
-      missing = [sibling for sibling in siblings if sibling not in chosen]
-      if name in self.share and missing:
-        raise ValueError(
-          f"LoRA: share={self.share} ties {path} to {missing[0]}, which `sites` does not select; "
-          "select all of them or shorten `share`."
-        )
-      if name in self.share and any(chosen[s].fan_in != site.fan_in for s in siblings):
-        raise ValueError(
-          f"LoRA: share={self.share} ties {path} to a layer with other inputs; tie layers that "
-          "read the same features."
-        )
+      self._check_shared(path, chosen)
     if self.share and not any(path.rpartition("/")[2] in self.share for path in chosen):
       raise ValueError(
-        f"LoRA: share={self.share} names none of the selected layers, such as {next(iter(chosen))}."
+        f"{name}: share={self.share} names none of the selected layers, such as "
+        f"{next(iter(chosen))}."
       )
     return self
 
+  def _check_shared(self, path, chosen):
+    parent, slash, layer = path.rpartition("/")
+    if layer not in self.share:
+      return
+    for sibling in (f"{parent}{slash}{other}" for other in self.share):
+      ties = f"{type(self).__name__}: share={self.share} ties {path} to"
+      if sibling not in chosen:
+        raise ValueError(
+          f"{ties} {sibling}, which `sites` does not select; select all of them or shorten `share`."
+        )
+      if chosen[sibling].fan_in != chosen[path].fan_in:
+        raise ValueError(
+          f"{ties} a layer with other inputs; tie layers that read the same features."
+        )
+      if self.rank_at(sibling) != self.rank_at(path):
+        raise ValueError(
+          f"{ties} {sibling}, but rank_pattern gives them ranks {self.rank_at(path)} and "
+          f"{self.rank_at(sibling)}; one A has one rank."
+        )
+
   def init(self, site, key, params):
-    variables = {"b": jnp.zeros((self.rank, *site.fan_out))}
+    rank = self.rank_at(site.path)
+    variables = {"b": jnp.zeros((rank, *site.fan_out))}
+    if self.initial == "trunc_normal_both":
+      key, key_b = jax.random.split(key)
+      variables["b"] = 0.02 * jax.random.normal(key_b, (rank, *site.fan_out))
     if site.path.rpartition("/")[2] not in self.share[1:]:
-      bound = math.prod(site.fan_in) ** -0.5
-      shape = (*site.fan_in, self.rank)
-      variables["a"] = jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+      variables["a"] = self._a(key, site.fan_in, rank)
     return variables
+
+  def _a(self, key, fan_in, rank):
+    if self.initial == "default":
+      bound = math.prod(fan_in) ** -0.5
+      return jax.random.uniform(key, (*fan_in, rank), minval=-bound, maxval=bound)
+    std = 1 / rank if self.initial == "gaussian" else 0.02
+    return std * jax.random.normal(key, (*fan_in, rank))
 
   def derive(self, tree, table):
     if not self.share:
@@ -100,35 +150,32 @@ class LoRA(Method):
 
   def weights(self, site, params, v):
     kernel = params["kernel"]
-    update = self.alpha / self.rank * jnp.tensordot(v["a"], v["b"], 1)
+    update = self.scale_at(site.path) * jnp.tensordot(v["a"], v["b"], 1)
     return {**params, "kernel": kernel + update.astype(kernel.dtype)}
 
   def call(self, site, v, params, layer, x, rng):
     y = layer(params, x)
+    return y + self.low_rank(site, v, self.dropped(site, x, y, rng), y)
+
+  def dropped(self, site, x, y, rng):
+    """x as the low-rank path reads it: tokens [T, inputs] of y's type, but a convolution's map."""
+    x = x if site.is_conv else tokens(x, site.fan_in).astype(y.dtype)
+    return dropped(x, self.dropout, rng)
+
+  def low_rank(self, site, v, x, y):
+    """s (x A) B in the shape and type of y, for an x of `dropped`."""
     if site.is_conv:
-      return y + self._convolved(site, v, _dropped(x, self.dropout, rng)).astype(y.dtype)
-    a = jnp.reshape(v["a"], (-1, self.rank)).astype(y.dtype)
-    b = jnp.reshape(v["b"], (self.rank, -1)).astype(y.dtype)
-    # Its gradient is then formed as [rank, inputs], which XLA does 8 times faster on CPU than as
-    # [inputs, rank]; the barrier keeps XLA from turning it around again.
-    a = jax.lax.optimization_barrier(a.T)
-    low = _dropped(tokens(x, site.fan_in).astype(y.dtype), self.dropout, rng) @ a.T
-    return y + jnp.reshape((self.alpha / self.rank * low) @ b, y.shape)
+      return self._convolved(site, v, x).astype(y.dtype)
+    a = jnp.reshape(v["a"], (x.shape[-1], -1)).astype(y.dtype)
+    b = jnp.reshape(v["b"], (a.shape[-1], -1)).astype(y.dtype)
+    return jnp.reshape((self.scale_at(site.path) * narrowed(x, a)) @ b, y.shape)
 
   def _convolved(self, site, v, x):
     """The site's convolution of x with the kernel s A B, as A's followed by a product with B."""
-    scale = self.alpha / self.rank
+    scale = self.scale_at(site.path)
     if site.groups > 1:  # each group's outputs would need an A of their own
       conv = site.module.clone(use_bias=False)
       return conv.apply({"params": {"kernel": scale * jnp.tensordot(v["a"], v["b"], 1)}}, x)
-    conv = site.module.clone(features=self.rank, use_bias=False)
+    conv = site.module.clone(features=v["a"].shape[-1], use_bias=False)
     low = conv.apply({"params": {"kernel": v["a"]}}, x)
     return scale * low @ v["b"].astype(low.dtype)
-
-
-def _dropped(x, rate, rng):
-  """x with entries dropped at `rate` and the rest scaled up; x itself without a key."""
-  if rng is None or not rate:
-    return x
-  keep = jax.random.bernoulli(rng, 1 - rate, x.shape)
-  return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

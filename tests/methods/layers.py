@@ -91,7 +91,8 @@ def assert_forms_agree(method, layer):
   assert y.shape == base.shape and float(jnp.max(jnp.abs(y - base))) > 1e-2
   merged = tuned.model.apply({"params": tuned.merge(variables)}, x)
   both = Tuned(tuned.model, (method, Folded(sites=method.sites)), tuned.table)
-  folded = both.apply({**variables, **both.init(jax.random.key(0)), **own(variables)}, x)
+  start = both.init(jax.random.key(0), variables["params"])
+  folded = both.apply({**variables, **start, **own(variables)}, x)
   for other in (merged, folded):
     np.testing.assert_allclose(other, y, rtol=1e-5, atol=1e-5 * float(jnp.max(jnp.abs(y))))
 

@@ -21,8 +21,8 @@ from peft_jax.weights.names.google import google
 from peft_jax.weights.names.layouts import BUFFERS, LAYOUTS, PREFIXES, REFUSED, rename
 from peft_jax.weights.names.rules import same_heads
 
-__all__ = ["LAYOUTS", "SKIPPED", "family_of", "find", "focus", "google", "has_conv_mlp", "layout",
-           "same_heads", "timm", "to_timm", "translate"]
+__all__ = ["FAMILIES", "LAYOUTS", "SKIPPED", "family_of", "find", "focus", "google", "has_conv_mlp",
+           "layout", "same_heads", "timm", "to_timm", "translate"]
 
 # What the loader drops from any file, by the name it has after mapping, unless the model has it.
 SKIPPED = {

@@ -1,0 +1,86 @@
+"""DoRA: a low-rank addition that turns each output feature's weights, and a length of their own.
+
+    W' = m (W + s A B) / |W + s A B|        |.|: over all inputs of an output feature; b stays
+
+Liu et al. 2024, arXiv:2402.09353, equation 5. The norm counts as a constant in the gradient
+(section 4.3), as in HF PEFT. m starts as |W| and B at zero, so the tuned model starts equal to the
+backbone, to the rounding of one norm. Merging: W' for W.
+
+Where it sits: as LoRA, at every linear layer and every convolution that is not grouped. ViT-B/16,
+rank 8: 1,423,104 (LoRA's 1,339,392 and 83,712 magnitudes). Cost: LoRA's, and forming W + s A B in
+every call, 2 rank inputs outputs FLOPs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from peft_jax.methods.axes import along
+from peft_jax.methods.lora import LoRA
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DoRA(LoRA):
+  """LoRA with a magnitude for each output feature; the options and factors are LoRA's.
+
+  Variables at a site whose kernel has shape fan_in + fan_out, beside LoRA's a and b:
+    magnitude: fan_out    the norm of the kernel that `init` is given, which it therefore needs
+
+  dropout: of x on the way to everything that is added to x W + b, as in HF PEFT; the layer then
+    runs twice.
+
+  Grouped and depthwise convolutions are left out; naming one in `sites` is a ValueError.
+  """
+
+  collection: str = "dora"
+
+  folds_below = True  # the norm is that of the whole kernel, other methods' changes included
+
+  def bind(self, table, chosen):
+    grouped = [path for path, site in chosen.items() if site.groups > 1]
+    if grouped and (len(grouped) == len(chosen) or not isinstance(self.sites, str)):
+      raise ValueError(
+        f"DoRA: {grouped[0]} is a grouped convolution, whose outputs have no inputs in common; "
+        "leave it out of `sites`."
+      )
+    return super().bind(table, {path: s for path, s in chosen.items() if path not in grouped})
+
+  def init(self, site, key, params):
+    if site.groups > 1:
+      return {}
+    if "kernel" not in params:
+      raise ValueError(
+        f"DoRA: the magnitude at {site.path} starts as the norm of its kernel, which is not known; "
+        "give the backbone's parameters, tuned.init(key, params)."
+      )
+    return {**super().init(site, key, params), "magnitude": _norm(params["kernel"], site)}
+
+  def weights(self, site, params, v):
+    new = super().weights(site, params, v)
+    gain = _gain(new["kernel"], site, v)
+    return {**new, "kernel": new["kernel"] * along(gain, new["kernel"], len(site.fan_out))}
+
+  def call(self, site, v, params, layer, x, rng):
+    y = layer(params, x)
+    gain, axes = _gain(super().weights(site, params, v)["kernel"], site, v), len(site.fan_out)
+    seen = self.dropped(site, x, y, rng)
+    if rng is not None and self.dropout:
+      bare = {name: p if name == "kernel" else jnp.zeros_like(p) for name, p in params.items()}
+      linear = layer(bare, jnp.reshape(seen, x.shape))
+    else:
+      linear = y - along(params["bias"], y, axes) if "bias" in params else y
+    low = self.low_rank(site, v, seen, y)
+    return y + along(gain - 1, y, axes) * linear + along(gain, y, axes) * low
+
+
+def _norm(kernel, site):
+  return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=tuple(range(len(site.fan_in)))))
+
+
+def _gain(kernel, site, v):
+  """m / |kernel|; an output feature whose weights are all zero keeps them."""
+  norm = _norm(jax.lax.stop_gradient(kernel), site)
+  return v["magnitude"] / jnp.where(norm > 0, norm, 1)

@@ -1,0 +1,56 @@
+"""IA3: scale the keys, the values and the hidden features of each block.
+
+    k -> l_k * k,    v -> l_v * v,    fc2(x) -> fc2(l_ff * x)        per feature
+
+Liu et al. 2022, arXiv:2205.05638, section 3.3. All start at one, so the tuned model starts equal
+to the backbone, bit for bit. Merging: W' = W diag(l) and b' = l * b for an output scale,
+W' = diag(l) W for an input scale.
+
+Where it sits: k, v and fc2 of every block of a ViT or a Swin, fc2 of a ConvNeXt's. ViT-B/16:
+12 (768 + 768 + 3,072) = 55,296. Cost: a product per feature.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from peft_jax.method import Method
+from peft_jax.methods.axes import along
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IA3(Method):
+  """A scale on the output, or on the input, of the linear layers `sites` selects.
+
+  Variables at a site: scale, of shape fan_out, or of shape fan_in where the input is scaled.
+
+  inputs: regular expression for the names of the layers whose input is scaled.
+  """
+
+  kinds = (nn.Dense, nn.DenseGeneral)
+
+  sites: str | tuple[str, ...] = r"(.*/)?(attn/[kv]|fc2)"
+  collection: str = "ia3"
+  inputs: str = "fc2"
+
+  def init(self, site, key, params):
+    return {"scale": jnp.ones(site.fan_in if self._scales_input(site) else site.fan_out)}
+
+  def _scales_input(self, site):
+    return re.fullmatch(self.inputs, site.path.rpartition("/")[2]) is not None
+
+  def weights(self, site, params, v):
+    if self._scales_input(site):
+      rows = jnp.reshape(v["scale"], (*site.fan_in, *(1,) * len(site.fan_out)))
+      return {**params, "kernel": params["kernel"] * rows.astype(params["kernel"].dtype)}
+    return {name: p * along(v["scale"], p, len(site.fan_out)) for name, p in params.items()}
+
+  def call(self, site, v, params, layer, x, rng):
+    if self._scales_input(site):
+      return layer(params, x * along(v["scale"], x, len(site.fan_in)))
+    y = layer(params, x)
+    return y * along(v["scale"], y, len(site.fan_out))
