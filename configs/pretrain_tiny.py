@@ -1,13 +1,11 @@
 """Pretraining of a tiny backbone (tiny_vit, tiny_swin, tiny_convnext: 1 to 2 million parameters) on
-24,000 drawn pictures and the 512 groups that DINOv2 ViT-S/14 sorts them into: under an hour on two
-CPU cores (a ViT step of 128 images takes 0.6 s there).
+24,000 drawn pictures and the 512 groups that DINOv2 ViT-S/14 sorts them into.
 
     python train.py --config=configs/pretrain_tiny.py:backbone=tiny_vit --config.merge=True
+    python -m peft_jax weights convert runs/mini_pretrain-tiny_vit-full-s0/merged.safetensors \\
+      peft_jax/weights/tiny/tiny_vit.npz --no-head --dtype=float16
 
-The merged weights of the run are weights for other runs:
-
-    python train.py --config=configs/quickstart.py:backbone=tiny_vit \\
-      --config.weights=runs/mini_pretrain-tiny_vit-full-s0/merged.safetensors
+made the weights that come with peft_jax: TIMES. benchmarks/README.md says what their features are worth on other tasks.
 """
 
 from peft_jax.train import config as config_lib
@@ -28,7 +26,7 @@ def get_config(argument=""):
   config.optim.clip = 1.0
   config.optim.warmup_epochs = 1
   config.optim.warmup_lr = 1e-5
-  config.optim.epochs = 20
+  config.optim.epochs = 12
   config.eval.every_epochs = 5
   config.checkpoint.every_steps = 200
   return config.lock()

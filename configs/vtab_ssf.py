@@ -15,7 +15,7 @@ from peft_jax.train import vtab
 
 def get_config(argument=""):
   config = vtab.start(argument, ("ssf",))
-  values = vtab.ssf_values(config.task)
+  values = vtab.of_task(vtab.SSF, config.task)
   config.optim.lr = values.lr  # peak, absolute, for batch 64
   config.optim.weight_decay = values.weight_decay  # decoupled; of SSF's variables only the head's
   config.model.drop_path = values.drop_path  # last block's rate

@@ -64,6 +64,23 @@ def test_what_the_user_typed_wrongly_gives_one_line_and_exit_code_2(start, tmp_p
   assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("argument", [
+  "backbone=tiny",
+  "backbone=tiny_swin,methods=san,task=mini_fashion",
+  "backbone=tiny_convnext,methods=ssf,task=mini_texture",
+])
+def test_the_quickstart_on_the_tiny_backbones(argument, environment, tmp_path):
+  command = [sys.executable, str(ROOT / "train.py"), "--config.optim.epochs=2"]
+  command += [f"--config={ROOT}/configs/quickstart.py:{argument}", f"--workdir={tmp_path}/run"]
+  command += ["--config.merge=True", "--config.optim.warmup_epochs=0"]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  result = json.loads((tmp_path / "run/result.json").read_text())
+  assert result["test_accuracy"] > 0.3  # chance is 1 of 8 or 10
+  assert result["merged_max_difference"] < 1e-3
+
+
 def metrics(workdir):
   file = workdir / "metrics.jsonl"
   return len(file.read_text().splitlines()) if file.exists() else 0

@@ -46,10 +46,43 @@ SSF = {
 }
 
 
-def ssf_values(task):
-  """SSF's values for a task of VTAB-1k, by any of its names; those of cifar100 for other tasks."""
+class Prompts(NamedTuple):
+  """VPT's number of prompts: in every block, or before the first."""
+
+  deep: int
+  shallow: int
+
+
+# VPT on ViT-B/16 in21k. Its hyper-parameters are not in its repository: these lengths, of its grid
+# {1, 5, 10, 50, 100, 200}, are those that give the percentages its paper prints. That leaves one
+# for every deep task; the shallow ones marked ? may be 1, 5 or 10.
+PROMPTS = {
+  "cifar100": Prompts(10, 100),
+  "caltech101": Prompts(10, 5),  # ?
+  "dtd": Prompts(10, 1),
+  "oxford_flowers102": Prompts(1, 200),
+  "oxford_iiit_pet": Prompts(1, 50),
+  "svhn": Prompts(50, 200),
+  "sun397": Prompts(5, 1),  # ?
+  "patch_camelyon": Prompts(100, 5),  # ?
+  "eurosat": Prompts(100, 50),
+  "resisc45": Prompts(10, 50),
+  "diabetic_retinopathy": Prompts(1, 10),  # ?
+  "clevr_count": Prompts(50, 100),
+  "clevr_dist": Prompts(200, 200),
+  "dmlab": Prompts(100, 100),
+  "kitti_dist": Prompts(50, 100),
+  "dsprites_loc": Prompts(10, 100),
+  "dsprites_ori": Prompts(50, 100),
+  "smallnorb_azi": Prompts(200, 200),
+  "smallnorb_ele": Prompts(200, 200),
+}
+
+
+def of_task(table, task):
+  """A table's values for a task of VTAB-1k, by any of its names; cifar100's for other tasks."""
   name = task if task in data.OUTSIDE else data.tasks.find(task).name
-  return SSF.get(name, SSF["cifar100"])
+  return table.get(name, table["cifar100"])
 
 
 def start(argument, methods):
@@ -72,4 +105,20 @@ def start(argument, methods):
   config.optim.warmup_epochs = 10
   config.optim.warmup_lr = 1e-7
   config.optim.min_lr = 1e-8
+  return config
+
+
+def noah(argument, methods):
+  """`start` with what the scripts of NOAH and SPT share: AdamW at 1e-3, drop path 0.1.
+
+  They load the original in21k checkpoint and normalise with ImageNet's statistics; here: AugReg and
+  its own normalisation. They keep the last, partial batch (SPT) or drop it (NOAH), as here.
+  """
+  config = start(argument, methods)
+  config.optim.lr = 1e-3  # peak, absolute, for batch 64
+  config.optim.warmup_lr = 1e-6
+  config.optim.min_lr = 1e-5
+  config.optim.lag = 1  # their loop steps the schedule after the epoch: 0 and 1 run at warmup_lr
+  config.optim.weight_decay = 1e-4  # decoupled; on matrices only
+  config.model.drop_path = 0.1  # last block's rate
   return config
