@@ -6,11 +6,13 @@ from peft_jax.methods.lora import LoRA
 from peft_jax.methods.san import SAN, Wire
 from peft_jax.methods.scope import Bias, Full, Linear, Norm
 from peft_jax.methods.ssf import SSF
+from peft_jax.methods.vpt import VPT
 
 METHODS = {
   "lora": LoRA,
   "ssf": SSF,
   "san": SAN,
+  "vpt": VPT,
   "full": Full,
   "linear": Linear,
   "bias": Bias,
@@ -34,4 +36,16 @@ def build(config):
   return tuple(methods)
 
 
-__all__ = ["METHODS", "SAN", "SSF", "Bias", "Full", "Linear", "LoRA", "Norm", "Wire", "build"]
+__all__ = [
+  "METHODS",
+  "SAN",
+  "SSF",
+  "VPT",
+  "Bias",
+  "Full",
+  "Linear",
+  "LoRA",
+  "Norm",
+  "Wire",
+  "build",
+]
