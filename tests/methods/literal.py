@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-erf = np.vectorize(math.erf)
+erf = np.vectorize(math.erf, otypes=[float])
 
 
 def norm(p, x, eps):
@@ -43,7 +43,7 @@ def patches(p, image, side):
 def vit(model, params, image, prompts, official=False, noise=None):
   """Logits of one image; prompts: [[p, D]], or one per block.
 
-  noise: added to what each block makes of its deep prompts.
+  noise: [D], added to what each block makes of its prompts.
   """
   x = patches(params["patch_embed"], image, model.patch).reshape(-1, model.width)
   x = x + params["pos_embed"][0, -len(x):]

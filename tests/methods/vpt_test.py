@@ -16,7 +16,7 @@ from peft_jax.count import count
 from peft_jax.method import Method
 from peft_jax.methods import SSF, VPT, LoRA
 from peft_jax.sites import sites
-from peft_jax.tree import flat
+from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
 
 
@@ -59,10 +59,11 @@ def images(name):
 
 
 def drawn(shapes, seed):
-  """N(0, 0.3^2) for every leaf: no zero, no one and no tiny layer scale."""
+  """N(0, 0.5^2) for every leaf, N(1, 0.5^2) for scales: no zero and no tiny layer scale."""
   rng = np.random.default_rng(seed)
-  draw = lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape, np.float32))  # noqa: E731
-  return jax.tree.map(draw, shapes)
+  return nest({
+    path: jnp.asarray(path.endswith("scale") + 0.5 * rng.standard_normal(leaf.shape), jnp.float32)
+    for path, leaf in flat(shapes).items()})
 
 
 def attach(methods, name, **options):
@@ -100,7 +101,7 @@ def base(name):
 
 
 def assert_moved(y, other):
-  assert float(jnp.max(jnp.abs(y - other))) > 1e-2 * float(jnp.max(jnp.abs(other)))
+  assert np.max(np.abs(y - other)) > 1e-2 * np.max(np.abs(other))
 
 
 def assert_close(y, expected, rtol=1e-5):
@@ -114,7 +115,7 @@ LITERAL = [(name, variant) for name in ("vit", "registers", "swin") for variant 
 
 
 def in_float64(methods, name):
-  with jax.enable_x64(True):
+  with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):  # flax mixes the two types
     tuned = attach(methods, name, dtype="float64")
     x = jnp.asarray(np.asarray(images(name), np.float64))
     y = jax.jit(tuned.apply, compiler_options=QUICK)(variables(methods, name), x)
@@ -156,7 +157,7 @@ def test_prompts_are_those_inserted_literally_for_each_image_alone(name, variant
 def test_without_prompts_the_literal_model_is_the_model(name):
   method = VARIANTS["shallow"]
   expected = by_hand((method,), name, [np.zeros((0, 12 if name != "swin" else 6))])
-  with jax.enable_x64(True):
+  with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
     model = dataclasses.replace(MODELS[name], dtype="float64")
     y = model.apply({"params": variables((method,), name)["params"]},
                     jnp.asarray(np.asarray(images(name), np.float64)))
@@ -165,11 +166,11 @@ def test_without_prompts_the_literal_model_is_the_model(name):
 
 def test_what_a_block_makes_of_deep_prompts_is_read_by_nothing():
   method = VARIANTS["deep"]
-  prompts = prompts_of(method, "vit")
+  prompts, noise = prompts_of(method, "vit"), np.arange(12.0)
   expected = by_hand((method,), "vit", prompts)
-  np.testing.assert_array_equal(by_hand((method,), "vit", prompts, noise=7.0), expected)
+  np.testing.assert_array_equal(by_hand((method,), "vit", prompts, noise=noise), expected)
   shallow = by_hand((method,), "vit", prompts[:1])
-  assert_moved(by_hand((method,), "vit", prompts[:1], noise=7.0), shallow)
+  assert_moved(by_hand((method,), "vit", prompts[:1], noise=noise), shallow)
 
 
 # Loops, gradients, types.
@@ -308,10 +309,11 @@ def test_the_projection_is_one_layer_for_all_prompts():
   for loop in ("python", "scan"):
     tuned = attach((method,), "vit", loop=loop)
     read = tuned.derived(models.stack_blocks(v) if "scan" in loop else v)["vpt"]
-    read = flat(models.unstack_blocks(layers.nest(read)))
+    read = flat(models.unstack_blocks(nest(read)))
     assert set(read) == {f"encoder/blocks_{i}/attn/tokens" for i in range(2)}
     for path, tokens in read.items():
-      np.testing.assert_allclose(tokens, flat(v["vpt"])[path] @ kernel + bias, rtol=1e-5, atol=1e-6)
+      expected = np.asarray(flat(v["vpt"])[path]) @ kernel + bias
+      np.testing.assert_allclose(tokens, expected, rtol=1e-5, atol=1e-6)
   shallow = VPT(length=3, project=4, deep=False)
   read = attach((shallow,), "vit").derived(variables((shallow,), "vit"))["vpt"]
   assert {path: leaf.shape for path, leaf in read.items()} == {"encoder/tokens": (3, 12)}
