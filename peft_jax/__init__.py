@@ -31,6 +31,7 @@ _HOMES = {
   "SAN": "peft_jax.methods",
   "SSF": "peft_jax.methods",
   "Tuned": "peft_jax.tuned",
+  "VPT": "peft_jax.methods",
   "join": "peft_jax.tuned",
   "load": "peft_jax.adapter_file",
   "save": "peft_jax.adapter_file",

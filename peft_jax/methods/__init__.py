@@ -11,6 +11,7 @@ from peft_jax.methods.mlp import MLPHead
 from peft_jax.methods.san import SAN, Wire
 from peft_jax.methods.scope import Bias, Full, Linear, Norm, Partial
 from peft_jax.methods.ssf import SSF
+from peft_jax.methods.vpt import VPT
 
 METHODS = {
   "lora": LoRA,
@@ -20,6 +21,7 @@ METHODS = {
   "san": SAN,
   "adapter": Adapter,
   "adaptformer": AdaptFormer,
+  "vpt": VPT,
   "full": Full,
   "linear": Linear,
   "mlp": MLPHead,
@@ -60,6 +62,7 @@ __all__ = [
   "Partial",
   "SAN",
   "SSF",
+  "VPT",
   "Wire",
   "build",
 ]

@@ -39,9 +39,10 @@ class Numerics:
     return "float64" if self.dtype == "float64" else "float32"
 
   def norm(self, x, name):
+    """The layer norm of x, or of each array of a tuple x by the same parameters."""
     # The one-pass variance flax takes by default loses 2e-3 when tokens share an offset of 100.
     norm = nn.LayerNorm(self.eps, dtype=self.wide, use_fast_variance=False, name=name)
-    return norm(x.astype(self.wide)).astype(self.dtype)
+    return jax.tree.map(lambda x: norm(x.astype(self.wide)).astype(self.dtype), x)
 
   def dense(self, width, name, use_bias=True):
     return nn.Dense(width, use_bias, self.dtype, kernel_init=kernel_init, name=name)
@@ -145,9 +146,10 @@ class Mlp(nn.Module):
 
 
 def attend(q, k, v, wide, bias=None):
-  """softmax(q k^T / sqrt(d) + bias) v for q, k, v [B, N, H, d]; the softmax has type `wide`.
+  """softmax(q k^T / sqrt(d) + bias) v for q [B, N, H, d], k and v [B, M, H, d], as [B, N, H, d].
 
-  bias: [G, H, N, N] where G divides B: the g-th of every G consecutive sequences gets the g-th.
+  wide: type of the softmax.
+  bias: [G, H, N, M] where G divides B: the g-th of every G consecutive sequences gets the g-th.
   """
   q, k, v = (jnp.transpose(a, (0, 2, 1, 3)) for a in (q, k, v))  # [B, H, N, d]
   scores = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=wide)
@@ -155,6 +157,20 @@ def attend(q, k, v, wide, bias=None):
     scores = (scores.reshape(-1, *bias.shape) + bias[None]).reshape(scores.shape)
   y = jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores).astype(v.dtype), v)
   return jnp.transpose(y, (0, 2, 1, 3))
+
+
+def rows(x):
+  """x [..., C] as [T, C], or each array of a tuple; None stays None."""
+  return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), x)
+
+
+def beside(x, tokens):
+  """x [G, N, ...] and tokens [B, p, ...] as [G, N + p, ...].
+
+  B divides G: each consecutive G / B sequences, such as the windows of one sample, get the same
+  tokens.
+  """
+  return jnp.concatenate([x, jnp.repeat(tokens, x.shape[0] // tokens.shape[0], axis=0)], axis=1)
 
 
 # --- stochastic depth ------------------------------------------------------------------------
@@ -176,12 +192,20 @@ def check_draws(module, field):
 
 
 def drop(module, y, rate):
-  """Zero for a share `rate` of the samples, y / (1 - rate) for the others; None drops nothing."""
+  """Zero for a share `rate` of the samples, y / (1 - rate) for the others; None drops nothing.
+
+  y: an array [B, ...] or a tuple of them, in which the same samples are dropped.
+  """
   if rate is None:
     return y
-  shape = (y.shape[0],) + (1,) * (y.ndim - 1)
-  kept = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, shape)
-  return jnp.where(kept, y / jnp.asarray(1.0 - rate, y.dtype), jnp.zeros((), y.dtype))
+  samples = jax.tree.leaves(y)[0].shape[0]
+  kept = jax.random.bernoulli(module.make_rng("dropout"), 1.0 - rate, (samples,))
+
+  def dropped(y):
+    mine = kept.reshape((samples,) + (1,) * (y.ndim - 1))
+    return jnp.where(mine, y / jnp.asarray(1.0 - rate, y.dtype), jnp.zeros((), y.dtype))
+
+  return jax.tree.map(dropped, y)
 
 
 # --- checks ----------------------------------------------------------------------------------

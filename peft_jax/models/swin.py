@@ -14,6 +14,10 @@ Liu et al. 2021, arXiv:2103.14030. Parameters are float32. Parameter tree:
 `attn` and `mlp` are residual branches: they take the stream [B, H, W, C] and return what is added
 to it. Inside, tokens are flattened to [T, C] (see vit.py).
 
+The stream may be a pair (x, tokens): tokens [B, p, C] that have no place on the map. In each block
+they join every window of their sample, without positions, and get the mean of what the windows
+make of them; merging takes a token for its four; the mean before the head counts them.
+
 Any map fits: it is rolled, then padded with zeros at the bottom and right to whole windows, and the
 padding takes part in the attention, as in timm (the original code wants divisible sizes). A map not
 larger than the window is one window, and nothing is shifted: `rel_pos` then is smaller, too.
@@ -22,11 +26,21 @@ larger than the window is one window, and nothing is shifted: `rel_pos` then is 
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from peft_jax.models import layers
-from peft_jax.models.layers import Mlp, Numerics, attend, check_images, drop, drop_rates
+from peft_jax.models.layers import (
+  Mlp,
+  Numerics,
+  attend,
+  beside,
+  check_images,
+  drop,
+  drop_rates,
+  rows,
+)
 
 LOOPS = ("python", "remat")
 
@@ -60,6 +74,10 @@ class Attention(nn.Module):
   """The residual branch proj(attention within windows(norm(x))), [B, H, W, C] -> the same.
 
   window: tokens along its side, at most H = W; shift: of the windows against the map.
+
+  x may be a pair (x, tokens): every window attends to the tokens [B or 1, p, C] of its sample, too,
+  and the result is what is added to x alone; to both, a pair, if `asking`: then the tokens attend
+  in every window, and the mean over the windows is theirs.
   """
 
   numerics: Numerics
@@ -68,29 +86,44 @@ class Attention(nn.Module):
   shift: int
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, asking=False):
+    x, tokens = x if isinstance(x, tuple) else (x, None)
     num, w, (b, side, _, c) = self.numerics, self.window, x.shape
-    y = num.norm(x.reshape(-1, c), "norm").reshape(x.shape)
+    y, more = num.norm(rows((x, tokens)), "norm")
+    y = y.reshape(x.shape)
     if self.shift:
       y = jnp.roll(y, (-self.shift, -self.shift), (1, 2))
     n = -(-side // w)
     y = jnp.pad(y, ((0, 0), (0, n * w - side), (0, n * w - side), (0, 0)))
     y = y.reshape(b, n, w, n, w, c).transpose(0, 1, 3, 2, 4, 5).reshape(-1, c)
 
-    q, k, v = (num.dense(c, name)(y).reshape(-1, w * w, self.heads, c // self.heads)
-               for name in "qkv")
+    heads = (self.heads, c // self.heads)
+    layer = {name: num.dense(c, name) for name in "qkv"}
+    part = {name: layer[name](y).reshape(-1, w * w, *heads) for name in "qkv"}
     shape = ((2 * w - 1) ** 2, self.heads)
     table = self.param("rel_pos", layers.kernel_init, shape, jnp.float32).astype(num.wide)
     bias = table[relative_index(w)].transpose(2, 0, 1)[None]  # [1, heads, N, N]
     if self.shift:
       bias = bias + jnp.asarray(shift_mask(n * w, w, self.shift), num.wide)[:, None]
-    y = attend(q, k, v, num.wide, bias)
+    if tokens is not None:
+      for name in "qkv" if asking else "kv":
+        own = layer[name](more).reshape(*tokens.shape[:2], *heads)
+        part[name] = beside(part[name], own)
+      longer = [(0, part[name].shape[1] - w * w) for name in "qk"]
+      bias = jnp.pad(bias, [(0, 0), (0, 0), *longer])
+    y = attend(*part.values(), num.wide, bias)
+    y, more = y[:, : w * w], y[:, w * w :]
 
     y = y.reshape(b, n, n, w, w, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, n * w, n * w, c)
     y = y[:, :side, :side]
     if self.shift:
       y = jnp.roll(y, (self.shift, self.shift), (1, 2))
-    return num.dense(c, "proj")(y.reshape(-1, c)).reshape(x.shape)
+    proj = num.dense(c, "proj")
+    y = proj(y.reshape(-1, c)).reshape(x.shape)
+    if not asking:
+      return y
+    more = jnp.mean(more.reshape(b, n * n, -1, c), axis=1)
+    return y, proj(more.reshape(-1, c)).reshape(more.shape)
 
 
 class Block(nn.Module):
@@ -105,8 +138,9 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x, rate=None):
     attn = Attention(self.numerics, self.heads, self.window, self.shift, name="attn")
-    x = x + drop(self, attn(x), rate)
-    return x + drop(self, Mlp(self.numerics, self.hidden, name="mlp")(x), rate)
+    mlp = Mlp(self.numerics, self.hidden, name="mlp")
+    x = jax.tree.map(jnp.add, x, drop(self, attn(x, asking=isinstance(x, tuple)), rate))
+    return jax.tree.map(jnp.add, x, drop(self, jax.tree.map(mlp, x), rate))
 
 
 class PatchEmbed(nn.Module):
@@ -124,19 +158,24 @@ class PatchEmbed(nn.Module):
 class Merging(nn.Module):
   """norm([x00, x10, x01, x11]) W of each 2 x 2 tokens (row, column), [B, H, W, C] -> 2 C wide.
 
-  Odd maps get a row and a column of zeros.
+  Odd maps get a row and a column of zeros. Of a pair (x, tokens), a token t becomes
+  norm([t, t, t, t]) W.
   """
 
   numerics: Numerics
 
   @nn.compact
   def __call__(self, x):
+    x, tokens = x if isinstance(x, tuple) else (x, None)
     num, (b, side, _, c) = self.numerics, x.shape
     n = -(-side // 2)
     x = jnp.pad(x, ((0, 0), (0, 2 * n - side), (0, 2 * n - side), (0, 0)))
     x = x.reshape(b, n, 2, n, 2, c).transpose(0, 1, 3, 4, 2, 5).reshape(-1, 4 * c)
-    y = num.dense(2 * c, "reduction", use_bias=False)(num.norm(x, "norm"))
-    return y.reshape(b, n, n, 2 * c)
+    more = None if tokens is None else jnp.tile(tokens, 4).reshape(-1, 4 * c)
+    reduction = num.dense(2 * c, "reduction", use_bias=False)
+    y, more = jax.tree.map(reduction, num.norm((x, more), "norm"))
+    y = y.reshape(b, n, n, 2 * c)
+    return y if more is None else (y, more.reshape(*tokens.shape[:2], 2 * c))
 
 
 class Stage(nn.Module):
@@ -153,7 +192,7 @@ class Stage(nn.Module):
   def __call__(self, x, rates):
     if self.merge:
       x = Merging(self.numerics, name="downsample")(x)
-    side, width = x.shape[1], x.shape[3]
+    _, side, _, width = jax.tree.leaves(x)[0].shape
     window = min(self.window, side)
     shift = 0 if side == window else window // 2
     kind = nn.remat(Block) if self.loop == "remat" else Block
@@ -207,7 +246,10 @@ class Swin(nn.Module):
     for s, (depth, heads) in enumerate(zip(self.depths, self.heads, strict=True)):
       stage = Stage(num, heads, self.window, self.mlp_ratio, s > 0, self.loop, name=f"stages_{s}")
       x, rates = stage(x, rates[:depth]), rates[depth:]
-    x = jnp.mean(num.norm(x, "norm"), axis=(1, 2), dtype=num.wide).astype(self.dtype)
+    x = num.norm(x, "norm")
+    if isinstance(x, tuple):
+      x = beside(x[0].reshape(len(images), -1, x[0].shape[-1]), x[1])
+    x = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=num.wide).astype(self.dtype)
     return num.head(self, x, train)
 
 

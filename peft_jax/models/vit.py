@@ -16,8 +16,8 @@ Parameter tree (`blocks` alone, stacked on axis 0, under the scan loops):
     norm (fc_norm for pool="avg")  pre_logits  head  head_dist
 
 `attn` and `mlp` are residual branches: they take the stream [B, N, D] and return what is added to
-it. Inside, tokens are flattened to [B * N, D]: on CPU the three-dimensional contractions cost 15 %
-more.
+it. The stream may have more tokens behind the patches: the mean of pool="avg" counts them. Inside,
+tokens are flattened to [B * N, D]: on CPU the three-dimensional contractions cost 15 % more.
 """
 
 import dataclasses
@@ -30,11 +30,13 @@ from peft_jax.models.layers import (
   Mlp,
   Numerics,
   attend,
+  beside,
   check_images,
   drop,
   drop_rates,
   is_whole,
   kernel_init,
+  rows,
 )
 from peft_jax.models.layers import check as check_shared
 
@@ -53,16 +55,25 @@ class BlockSpec(Numerics):
 
 
 class Attention(nn.Module):
-  """The residual branch ls * proj(attention(norm(x))), [B, N, D] -> [B, N, D]."""
+  """The residual branch ls * proj(attention(norm(x))), [B, N, D] -> [B, N, D].
+
+  x may be a pair (x, tokens): tokens [B or 1, p, D] are normed and attended to as x is, but ask
+  nothing themselves, and the result is what is added to x alone.
+  """
 
   spec: BlockSpec
 
   @nn.compact
   def __call__(self, x):
+    x, tokens = x if isinstance(x, tuple) else (x, None)
     spec, (b, n, d) = self.spec, x.shape
-    flat = spec.norm(x.reshape(b * n, d), "norm")
-    heads = (b, n, spec.heads, d // spec.heads)
-    q, k, v = (spec.dense(d, name)(flat).reshape(heads) for name in "qkv")
+    flat, more = spec.norm(rows((x, tokens)), "norm")
+    heads = (spec.heads, d // spec.heads)
+    layer = {name: spec.dense(d, name) for name in "qkv"}
+    q, k, v = (layer[name](flat).reshape(b, n, *heads) for name in "qkv")
+    if tokens is not None:
+      more = {name: layer[name](more).reshape(*tokens.shape[:2], *heads) for name in "kv"}
+      k, v = beside(k, more["k"]), beside(v, more["v"])
     y = cudnn(q, k, v) if spec.attention == "cudnn" else attend(q, k, v, spec.wide)
     return spec.scaled(self, spec.dense(d, "proj")(y.reshape(b * n, d)), "ls").reshape(b, n, d)
 
@@ -173,12 +184,13 @@ class ViT(nn.Module):
     x = spec.patches(d, self.patch, "patch_embed", use_bias=self.patch_bias)(images.astype(dtype))
     b, n = x.shape[0], x.shape[1] * x.shape[2]
     x = self.placed(x.reshape(b, n, d))
+    first = x.shape[1] - n  # the first patch, behind class token and registers
     if self.norm_pre:
       x = spec.norm(x, "norm_pre")
     x = Encoder(spec, self.depth, self.drop_path, self.loop, name="encoder")(x, train=train)
 
     if self.pool == "avg":
-      x = spec.norm(jnp.mean(x[:, -n:], axis=1, dtype=spec.wide), "fc_norm")
+      x = spec.norm(jnp.mean(x[:, first:], axis=1, dtype=spec.wide), "fc_norm")
     else:  # the norm acts token by token, so the tokens that are read suffice
       x = spec.norm(x[:, :2] if self.distilled else x[:, 0], "norm")
     if self.pre_logits:

@@ -1,6 +1,6 @@
 """The published values reach a config by any name of their task.
 
-files/vtab.csv: SSF's values as read from its 19 scripts; VPT's numbers of prompts, see vtab.PROMPTS.
+files/vtab.csv: SSF's values as read from its scripts; VPT's numbers of prompts, see vtab.PROMPTS.
 """
 
 import csv
