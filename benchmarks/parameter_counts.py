@@ -4,8 +4,8 @@
     python benchmarks/parameter_counts.py --write    # writes benchmarks/parameter_counts.md
 
 "modules" is counted from this project's methods by shapes. The percentages are means over the tasks
-of a suite, backbone without head (85,798,656) below, the mean head above; the printed ones are those
-of GPS, SAN, SPT and VPT. What is not reproduced is explained in the last column.
+of a suite, backbone without head (85,798,656) below, the mean head above; the printed ones are of
+GPS, SAN, SPT and VPT. What is not reproduced is explained in the last column.
 """
 
 import argparse
