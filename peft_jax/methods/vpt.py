@@ -5,7 +5,9 @@
 
 Jia et al. 2022, arXiv:2203.12119, sections 3.2 and 3.3; semantics of the released code. It
 overwrites deep prompts before every block, so that nothing reads what a block made of them: here
-that is not computed, and queries and MLP are the image's alone. Same numbers, fewer operations.
+that is not computed, and queries and MLP are the image's alone. The numbers are the same; with 50
+prompts on ViT-B/16, batch 8, in operations of its forward pass F: forward 1.02 F (1.05 F with
+dropout) instead of 1.27 F, value and gradient 2.04 F instead of 2.57 F, which shallow ones cost.
 
 Where they sit. ViT: T_i at the branch `attn`, T at `encoder`. Swin: T_i at `attn`, read by every
 window; T at the first stage: it attends in every window, takes the mean over its sample's windows
@@ -48,7 +50,8 @@ class VPT(Method):
   224 pixels: 12 p (224 + p). Prompts have no position, so their place among the tokens, here
   behind the patches, does not matter.
 
-  length: prompts at a site; of a frame, its pixels on each side.
+  length: prompts at a site; of a frame, its pixels on each side (even for patches of 4: a stem
+    leaves out what fills no patch, at the right and below).
   deep: other prompts in every block, or one set before the first.
   dropout: probability of dropping an entry of a prompt, drawn for each sample and insertion from
     the "tuning" rng stream (the paper: 0.1 deep, 0 shallow); not of a frame.

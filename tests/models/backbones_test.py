@@ -189,6 +189,10 @@ def test_drop_path_keeps_the_mean():
   assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
   assert np.all(np.ptp(dropped, axis=(1, 2, 3)) == 0)  # a sample's whole branch
   assert abs(jnp.mean(dropped) - 1) < 0.03  # standard error 0.009
+  maps, tokens = drop(module, (jnp.ones((64, 2, 2, 3)), jnp.ones((64, 5, 3))), 0.5)
+  kept = maps[:, 0, 0, 0]
+  assert 0 < np.count_nonzero(kept) < 64
+  np.testing.assert_array_equal(tokens, np.broadcast_to(kept[:, None, None], (64, 5, 3)))
 
 
 @EACH

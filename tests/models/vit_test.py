@@ -213,6 +213,20 @@ def test_a_call_refuses(x, sentence):
     jax.eval_shape(model.init, jax.random.key(0), x)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_more_tokens_to_attend_to_are_those_of_a_longer_stream(samples):
+  module = vit.Attention(vit.BlockSpec(heads=2, hidden=8, eps=1e-6))
+  draw = np.random.RandomState(0)
+  x, tokens = (jnp.asarray(draw.standard_normal((n, m, 8)), jnp.float32)
+               for n, m in ((3, 5), (samples, 4)))
+  variables = jax.tree.map(lambda a: a + 0.3 * draw.standard_normal(a.shape).astype("f4"),
+                           module.init(jax.random.key(0), x))
+  longer = jnp.concatenate([x, jnp.broadcast_to(tokens, (3, 4, 8))], axis=1)
+  y = module.apply(variables, (x, tokens))
+  assert np.abs(y - module.apply(variables, x)).max() > 1e-2
+  np.testing.assert_allclose(y, module.apply(variables, longer)[:, :5], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("package", ["models", "weights"])
 def test_backbones_and_weights_know_nothing_of_tuning(package):
   allowed = ("peft_jax.models", "peft_jax.weights", "peft_jax.tree", "peft_jax.files",
