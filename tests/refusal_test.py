@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from peft_jax import data, models
-from peft_jax.methods import SAN, SSF, Linear, LoRA, Wire
+from peft_jax.methods import METHODS, SAN, SSF, Linear, LoRA, Wire
 from peft_jax.sites import NoSiteError, sites
 from peft_jax.train import config as config_lib
 from peft_jax.tuned import Tuned
@@ -83,7 +83,9 @@ def test_negative_rates(key):
 
 
 def test_scopes_have_no_rate_of_their_own():
-  assert set(config_lib.default().optim.group_lr) == {"lora", "ssf", "san", "backbone"}
+  scopes = {name for name, method in METHODS.items() if not method.collection}
+  assert {"full", "linear", "bias", "norm"} <= scopes
+  assert set(config_lib.default().optim.group_lr) == set(METHODS) - scopes | {"backbone"}
 
 
 def test_a_seed_of_more_than_31_bits_orders_alike_in_and_outside_a_program():
