@@ -54,7 +54,8 @@ class VPT(Method):
     leaves out what fills no patch, at the right and below).
   deep: other prompts in every block, or one set before the first.
   dropout: probability of dropping an entry of a prompt, drawn for each sample and insertion from
-    the "tuning" rng stream (the paper: 0.1 deep, 0 shallow); not of a frame.
+    the "tuning" rng stream (the paper: 0.1 deep, 0 shallow; the released Swin draws one for a
+    batch); not of a frame.
   project: width of a ViT's prompts before a Linear that all share; 0 for none.
   start: of tokens, uniform in +-v: "vpt" has v = sqrt(6 / (3 P^2 + d)), d the width of the first
     prompts and P that of a patch in pixels; "noah" has v = sqrt(6 / (C (p + 1))).

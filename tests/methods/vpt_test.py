@@ -185,6 +185,7 @@ LOOPS = [
   for variant in VARIANTS
   for loop in loops
   if not ("scan" in loop and variant == "deep_official")
+  and (name != "convnext" or variant == "deep")  # the same frame
 ]
 
 
@@ -204,7 +205,7 @@ def test_every_loop_gives_the_same_and_every_leaf_has_a_gradient(name, variant, 
     assert_close(gradients[path], gradient, rtol=2e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_types_and_the_shapes_of_the_stream_stay(name, variant):
   """Every module computes in the type it computes in without prompts; the logits keep all."""
