@@ -5,7 +5,7 @@
     python -m peft_jax weights convert runs/mini_pretrain-tiny_vit-full-s0/merged.safetensors \\
       peft_jax/weights/tiny/tiny_vit.npz --no-head --dtype=float16
 
-made the weights that come with peft_jax: 47 minutes for tiny_vit, 32 for tiny_swin, 88 for
+made the weights that come with peft_jax: 47 minutes for tiny_vit, 32 for tiny_swin, 86 for
 tiny_convnext on one core of an AMD EPYC each. What their features are worth on other tasks:
 benchmarks/README.md.
 """
