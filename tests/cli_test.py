@@ -343,7 +343,7 @@ def test_a_wrong_command_line_is_one_sentence(capsys, argv, sentence):
   assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", [None, "explain", "evaluate", "predict", "merge"])
+@pytest.mark.parametrize("verb", [None, "explain", "evaluate", "predict", "merge", "peft"])
 def test_help_is_everywhere(capsys, verb):
   code, out, _ = run(capsys, *([verb] if verb else []), "--help")
   assert code == 0 and f"usage: python -m peft_jax {verb or '[-h]'}" in out
