@@ -83,15 +83,9 @@ def test_negative_rates(key):
 
 
 def test_scopes_have_no_rate_of_their_own():
-<<<<<<< HEAD
   scopes = {name for name, method in METHODS.items() if not method.collection}
   assert {"full", "linear", "bias", "norm"} <= scopes
   assert set(config_lib.default().optim.group_lr) == set(METHODS) - scopes | {"backbone"}
-=======
-  rates = set(config_lib.default().optim.group_lr)
-  assert rates >= {"lora", "ssf", "san", "backbone"}
-  assert not rates & {"full", "linear", "bias", "norm"}
->>>>>>> lora
 
 
 def test_a_seed_of_more_than_31_bits_orders_alike_in_and_outside_a_program():
