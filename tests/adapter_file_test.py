@@ -171,6 +171,10 @@ def test_the_tree_and_the_header_come_back_without_any_model(made):
     "collection": "lora",
     "rank": 2,
     "alpha": 8.0,
+    "rslora": False,
+    "rank_pattern": [],
+    "alpha_pattern": [],
+    "initial": "default",
     "dropout": 0.0,
     "share": ["q", "k", "v"],
   }

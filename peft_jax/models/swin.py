@@ -53,7 +53,7 @@ def relative_index(window):
   """
   row, col = np.divmod(np.arange(window * window), window)
   down, right = (x[:, None] - x[None] + window - 1 for x in (row, col))
-  return down * (2 * window - 1) + right
+  return (down * (2 * window - 1) + right).astype(np.int32)
 
 
 @functools.cache

@@ -92,7 +92,7 @@ def load(spec, model, image_size=None, *, key, table=None):
 def source(spec, model):
   """(arrays in our names, file, its SHA-256, way of resizing its position table, skipped)."""
   heads = getattr(model, "heads", None)
-  if spec in HEADS:
+  if HEADS.get(spec):
     try:
       names.same_heads(HEADS[spec], heads)
     except ValueError as error:

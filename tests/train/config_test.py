@@ -75,7 +75,7 @@ def test_resolve_makes_everything_explicit_and_json_round_trips():
   "key, value, sentence",
   [
     ("methods", ("sssf",), "did you mean 'ssf'?"),
-    ("methods", ("",), "methods is empty; choose among lora, ssf"),
+    ("methods", ("",), "methods is empty; choose among lora, dora, ia3, ssf"),
     ("model.name", "vit_b17", "vit_b16"),
     ("parallel", "pmapp", "did you mean 'pmap'?"),
     ("weights", None, "vit_b16 has no weights of its own; give --config.weights"),
