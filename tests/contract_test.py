@@ -25,6 +25,7 @@ from peft_jax.methods import (
   IA3,
   SAN,
   SSF,
+  VPT,
   Adapter,
   AdaptFormer,
   Bias,
@@ -51,6 +52,7 @@ class Row:
     added to all keys alike moves no softmax.
   needs: what a backbone's sites must have for the methods to find work.
   slow: whether all laws of this row are left to the slow suite.
+  longer: regular expression of the modules that read more tokens than the backbone has.
   """
 
   methods: tuple[Method, ...]
@@ -60,6 +62,7 @@ class Row:
   zero: str = "none"
   needs: str = ".*"
   slow: bool = False
+  longer: str = "none"
 
 
 lora, ssf, san = LoRA(rank=2, alpha=3.0), SSF(), SAN()
@@ -102,6 +105,9 @@ MATRICES = r".*/(attn/(q|k|v|proj)|mlp/fc[12])"
 WRAPPING = {  # what no weights can do: these methods have a `call` and no `weights`
   "adapter": Row((adapter,), 156_768, (Adapter(act="gelu"),)),
   "adaptformer": Row((adaptformer,), 304_320, (AdaptFormer(width=16, scale=1.0),)),
+  "vpt": Row(
+    (VPT(length=3),), 27_648, (VPT(length=4),), starts_equal=False, longer=r".*/attn/(norm|k|v)"
+  ),
   "adapter_matrices": Row(
     (Adapter(sites=MATRICES, parallel=("proj",), initial="trunc_normal_both"),), 1_410_624,
     (Adapter(sites=MATRICES),), starts_equal=False, zero="adapter/.*/k/up_bias", needs=".*/attn/q",
@@ -435,7 +441,11 @@ def test_every_module_returns_the_shape_and_type_it_returns_untuned(row, dtype, 
 
   plain = outputs(lambda variables, x: model.apply({"params": variables["params"]}, x))
   assert plain[next(path for path in plain if path.endswith("attn/q"))][1] == dtype
-  assert outputs(tuned.apply) == plain
+  found = outputs(tuned.apply)
+  assert found.keys() == plain.keys()
+  for path, (shape, kind) in found.items():
+    expected, longer = plain[path], re.fullmatch(row.longer, path)
+    assert kind == expected[1] and (longer or shape == expected[0]), path
 
 
 # Law 8: initial values are a method's own.
