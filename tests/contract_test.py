@@ -487,17 +487,17 @@ def test_initial_values_do_not_depend_on_other_methods_and_sites(row):
 @each(ROWS)
 def test_two_calls_compile_once_and_another_hyper_parameter_again(row):
   variables = moved(row.methods, "vit")
-  ran(row.methods, "vit")
+  first, _ = outcome(attach(row.methods, "vit"), variables, X)
   equal = attach(tuple(dataclasses.replace(method) for method in row.methods), "vit")
-  traced, compiled = TRACES[equal], outcome._cache_size()
-  assert traced == 1
+  before = TRACES[equal], outcome._cache_size()
+  assert before[0] >= 1
   y, _ = outcome(equal, jax.tree.map(lambda leaf: leaf + 0.1, variables), X)
-  assert_moved(y, ran(row.methods, "vit")[0])
-  assert (TRACES[equal], outcome._cache_size()) == (1, compiled)
+  assert_moved(y, first)
+  assert (TRACES[equal], outcome._cache_size()) == before
   other = attach(row.other, "vit")
-  assert other != equal and TRACES[other] == 0
+  before = TRACES[other]
   outcome.trace(other, moved(row.other, "vit"), X)
-  assert TRACES[other] == 1
+  assert other != equal and TRACES[other] == before + 1
 
 
 # Law 10: errors.
