@@ -71,9 +71,9 @@ def test_what_the_user_typed_wrongly_gives_one_line_and_exit_code_2(start, tmp_p
   "backbone=tiny_convnext,methods=ssf,task=mini_texture",
 ])
 def test_the_quickstart_on_the_tiny_backbones(argument, environment, tmp_path):
-  command = [sys.executable, str(ROOT / "train.py"), "--config.optim.epochs=2"]
+  command = [sys.executable, str(ROOT / "train.py")]
   command += [f"--config={ROOT}/configs/quickstart.py:{argument}", f"--workdir={tmp_path}/run"]
-  command += ["--config.merge=True", "--config.optim.warmup_epochs=0"]
+  command += ["--config.optim.epochs=2", "--config.optim.warmup_epochs=0", "--config.merge=True"]
   done = subprocess.run(command, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "run/result.json").read_text())

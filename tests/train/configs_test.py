@@ -19,7 +19,8 @@ def test_two_steps_and_an_evaluation(path, backbone, tmp_path):
   config.data.train_split, config.data.eval_split = "train800", "val200"
   config.weights, config.model.image_size = backbone, 32
   config.batch_size, config.optim.epochs, config.eval.every_epochs = 400, 1, 1
-  config.optim.warmup_epochs, config.log.tensorboard = 0, False
+  config.optim.warmup_epochs, config.optim.cooldown_epochs = 0, 0
+  config.log.tensorboard = False
   result = loop.run(config, tmp_path / "run", jax.devices()[:1])
   assert result["steps"] == 2 and result["val200_count"] == 200
   # Better than nothing learnt is not asked of two steps, but every trained number must be finite.
