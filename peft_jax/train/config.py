@@ -220,6 +220,9 @@ def resolve(config):
         raise ValueError(f"model.{field}={c.model[field]}, but methods={name} builds a model with "
                          f"{value}: leave the former unset and set the options of {name}.")
       c.model[field] = value
+    if c.merge and method.collection and method.weights is None:
+      raise ValueError(f"merge=True, but {name} is no change of weights and cannot be merged: "
+                       "leave merge=False.")
   preset = models.preset(c.model.name)
   for place, name, value in [
     (c.model, "image_size", preset.image_size),

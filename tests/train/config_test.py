@@ -91,3 +91,13 @@ def test_a_value_that_cannot_work_is_refused(key, value, sentence):
     config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=re.escape(sentence)):
     config_lib.resolve(config)
+
+
+@pytest.mark.parametrize("name", ["adapter", "adaptformer", "vpt"])
+def test_a_merge_that_cannot_be_is_refused_before_the_run(name):
+  config = config_lib.default().unlock()
+  config.weights, config.merge, config.methods = "random", True, ("ssf", name)
+  with pytest.raises(ValueError, match=f"merge=True, but {name} is no change of weights"):
+    config_lib.resolve(config)
+  config.methods = ("ssf", "mlp")
+  assert config_lib.resolve(config).merge
