@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from peft_jax import models
-from peft_jax.methods import SAN, SSF, Bias, Full, Linear, LoRA
+from peft_jax.methods import SAN, SSF, VPT, Adapter, AdaptFormer, Bias, Full, Linear, LoRA
 from peft_jax.sites import sites
 from peft_jax.train import config, log, memory
 from peft_jax.train import step as steps
@@ -42,6 +42,10 @@ METHODS = {
   "san": SAN(),
   "lora": LoRA(sites=LAYERS, rank=8),
   "lora_shared": LoRA(sites=LAYERS, rank=8, share=("q", "k", "v")),  # one A for a fused qkv
+  "adapter": Adapter(width=8),
+  "adaptformer": AdaptFormer(width=64),
+  "vpt": VPT(length=50),
+  "vpt_shallow": VPT(length=50, deep=False),  # its prompts pass every layer
 }
 
 # The largest step a method may compile to, in units of F.

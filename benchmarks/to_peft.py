@@ -16,8 +16,8 @@ import pathlib
 import tempfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from to_timm import ALLOWED, CLASSES, in_torch, moved, size_of, timm_model
 
 import peft_jax
 from peft_jax import __main__ as program
@@ -28,9 +28,6 @@ from peft_jax.tree import flat
 from peft_jax.tuned import Tuned, join
 from peft_jax.weights import names
 
-SIZES = {"vit": 64, "swin": 112, "convnext": 96}  # pixels
-CLASSES = 5
-ALLOWED = 1e-4
 QKV = ("q", "k", "v")
 LINEAR = r".*/(attn/[qkv]|attn/proj|mlp/fc\d|fc\d)"
 ATTENTION = r".*/attn/[qkv]"
@@ -55,41 +52,15 @@ BACK = {
 }
 
 
-def moved(tree, seed, share=0.2):
-  """`tree` with normal noise added to every leaf; matrices get it at their own scale."""
-  draw = np.random.default_rng(seed)
-
-  def move(leaf):
-    leaf = np.asarray(leaf)
-    scale = leaf.std() if leaf.ndim > 1 and leaf.std() > 0 else 1.0
-    return jnp.asarray(leaf + share * scale * draw.normal(size=leaf.shape), jnp.float32)
-
-  return jax.tree.map(move, tree)
-
-
-def timm_model(name, state):
+def loaded(name, state):
   """timm's model of this name with the state dict, a fresh head where it holds none."""
-  import timm
   import torch
 
-  size = size_of(name)
-  takes_size = {} if name.startswith("convnext") else {"img_size": size}
-  model = timm.create_model(name, num_classes=CLASSES, **takes_size).eval()
+  model = timm_model(name)
   state = {key: torch.from_numpy(np.array(array)) for key, array in state.items()}
   missing, unexpected = model.load_state_dict(state, strict=False)
   assert not unexpected and all(key.startswith("head.") for key in missing), (missing, unexpected)
   return model
-
-
-def in_torch(model, images):
-  import torch
-
-  with torch.no_grad():
-    return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
-
-
-def size_of(name):
-  return next(size for family, size in SIZES.items() if name.startswith(family))
 
 
 def run(*arguments):
@@ -131,7 +102,7 @@ def there(backbone, method, folder):
   variables = join(train, frozen)
   logits = np.asarray(jax.jit(tuned.apply)(variables, backbone.images))
   run("peft", "export", file, folder / "peft")
-  opened = PeftModel.from_pretrained(timm_model(backbone.name, backbone.state), folder / "peft")
+  opened = PeftModel.from_pretrained(loaded(backbone.name, backbone.state), folder / "peft")
   return logits, in_torch(opened.eval(), backbone.images), backbone.plain(variables)
 
 
@@ -142,7 +113,7 @@ def back(backbone, options, folder):
 
   head = "head" if backbone.name.startswith("vit") else "head.fc"
   config = LoraConfig(r=4, lora_alpha=6, modules_to_save=[head], **options)
-  model = get_peft_model(timm_model(backbone.name, backbone.state), config).eval()
+  model = get_peft_model(loaded(backbone.name, backbone.state), config).eval()
   torch.manual_seed(0)
   with torch.no_grad():
     for parameter in model.parameters():
@@ -152,8 +123,8 @@ def back(backbone, options, folder):
   model.save_pretrained(folder / "theirs")
   run("peft", "import", folder / "theirs", "--model", backbone.name, "--base", backbone.file,
       "--image_size", backbone.size, "--out", folder / "imported.safetensors")
-  loaded = peft_jax.load(folder / "imported.safetensors")
-  logits, plain = loaded.logits(backbone.images), backbone.plain(loaded.variables)
+  ours = peft_jax.load(folder / "imported.safetensors")
+  logits, plain = ours.logits(backbone.images), backbone.plain(ours.variables)
   return in_torch(model, backbone.images), logits, plain
 
 

@@ -31,7 +31,7 @@ ALLOWED = 1e-4
 
 
 def moved(tree, seed, share=0.2):
-  """`tree` with normal noise added to every leaf; kernels get it at their own scale."""
+  """`tree` with normal noise added to every leaf; matrices get it at their own scale."""
   draw = np.random.default_rng(seed)
 
   def move(leaf):
@@ -42,9 +42,30 @@ def moved(tree, seed, share=0.2):
   return jax.tree.map(move, tree)
 
 
+def size_of(name):
+  """Side of the images for timm's model of this name, in pixels."""
+  return next(size for family, size in SIZES.items() if name.startswith(family))
+
+
+def timm_model(name):
+  """timm's model of this name, with a head of CLASSES, at `size_of(name)` pixels."""
+  import timm
+
+  takes_size = {} if name.startswith("convnext") else {"img_size": size_of(name)}
+  return timm.create_model(name, num_classes=CLASSES, **takes_size).eval()
+
+
+def in_torch(model, images):
+  """The logits of a torch model for images [B, S, S, 3]."""
+  import torch
+
+  with torch.no_grad():
+    return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+
+
 def tuned_files(name, method, folder):
   """(adapter file, its weights file, images, logits) of a model tuned at random."""
-  size = next(size for family, size in SIZES.items() if name.startswith(family))
+  size = size_of(name)
   model = models.create(name, num_classes=CLASSES, image_size=size)
   params, _ = weights.load("random", model, key=jax.random.key(0))
   base_file = folder / f"{name}.npz"
@@ -68,16 +89,13 @@ def tuned_files(name, method, folder):
 
 def in_timm(name, file, images):
   """Logits that timm's model of this name gives with the state dict in `file`."""
-  import timm
   import torch
 
-  takes_size = {} if name.startswith("convnext") else {"img_size": images.shape[1]}
-  model = timm.create_model(name, num_classes=CLASSES, **takes_size).eval()
+  model = timm_model(name)
   arrays, _ = safetensors.read(file)
   state = {key: torch.from_numpy(np.array(array)) for key, array in arrays.items()}
   model.load_state_dict(state, strict=True)
-  with torch.no_grad():
-    return model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
+  return in_torch(model, images)
 
 
 def main():

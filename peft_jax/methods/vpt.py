@@ -5,9 +5,9 @@
 
 Jia et al. 2022, arXiv:2203.12119, sections 3.2 and 3.3; semantics of the released code. It
 overwrites deep prompts before every block, so that nothing reads what a block made of them: here
-that is not computed, and queries and MLP are the image's alone. The numbers are the same; with 50
-prompts on ViT-B/16, batch 8, in operations of its forward pass F: forward 1.02 F (1.05 F with
-dropout) instead of 1.27 F, value and gradient 2.04 F instead of 2.57 F, which shallow ones cost.
+that is not computed, and queries and MLP are the image's alone. The numbers are the same; a step
+with 50 prompts on ViT-B/16 is 2.04 times a plain forward pass instead of the 2.57 that shallow ones
+cost (benchmarks/step_cost.py).
 
 Where they sit. ViT: T_i at the branch `attn`, T at `encoder`. Swin: T_i at `attn`, read by every
 window; T at the first stage: it attends in every window, takes the mean over its sample's windows

@@ -112,7 +112,7 @@ def noah(argument, methods):
   """`start` with what the scripts of NOAH and SPT share: AdamW at 1e-3, drop path 0.1.
 
   They load the original in21k checkpoint and normalise with ImageNet's statistics; here: AugReg and
-  its own normalisation. They keep the last, partial batch (SPT) or drop it (NOAH), as here.
+  its own normalisation. NOAH drops the last, partial batch, as here; SPT keeps it.
   """
   config = start(argument, methods)
   config.optim.lr = 1e-3  # peak, absolute, for batch 64

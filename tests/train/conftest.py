@@ -1,13 +1,14 @@
 """A run small enough for a test: two blocks of width 24 on 8 x 8 digits at 32 pixels."""
 
+import errno
 import functools
 
 import jax
 import numpy as np
 import pytest
 
+from peft_jax.train import checkpoint, loop, shard
 from peft_jax.train import config as config_lib
-from peft_jax.train import loop, shard
 from peft_jax.train import step as steps
 
 FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time, runs slower
@@ -85,3 +86,23 @@ def digits():
     ]
 
   return batches
+
+
+@pytest.fixture
+def on_a_full_disk(monkeypatch):
+  """A function of (run, config, workdir): the run on a disk that is full after step 20's save."""
+
+  def start(run, config, workdir):
+    save = checkpoint.save
+
+    def full(manager, step, state, meta):
+      if step > 20:
+        raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
+      save(manager, step, state, meta)
+
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoint, "save", full)
+      with pytest.raises(OSError, match="No space left"):
+        run(config, workdir)
+
+  return start

@@ -1,6 +1,5 @@
 """Whole runs in one process: what they leave behind, and how they go on."""
 
-import errno
 import json
 
 import jax
@@ -87,20 +86,10 @@ def test_another_config_is_refused_with_the_differing_keys(finished, tiny):
 
 
 def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_bits(
-  finished, tmp_path, monkeypatch, capsys
+  finished, tmp_path, on_a_full_disk, capsys
 ):
   config, reference, result = finished
-  save = checkpoint.save
-
-  def full(manager, step, state, meta):
-    if step > 20:
-      raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
-    save(manager, step, state, meta)
-
-  monkeypatch.setattr(checkpoint, "save", full)
-  with pytest.raises(OSError, match="No space left"):
-    run(config, tmp_path)
-  monkeypatch.setattr(checkpoint, "save", save)
+  on_a_full_disk(run, config, tmp_path)
   assert not (tmp_path / "result.json").exists()
   assert log.rows(tmp_path / "metrics.jsonl")[-1]["step"] > 15
   capsys.readouterr()

@@ -1,7 +1,5 @@
 """What batch norms keep, through steps, devices, checkpoints, files and merged weights."""
 
-import errno
-
 import jax
 import numpy as np
 import pytest
@@ -78,19 +76,9 @@ def finished(tiny, tmp_path_factory):
   return config, workdir, run(config, workdir)
 
 
-def test_a_run_that_was_stopped_ends_in_the_same_bits(finished, tmp_path, monkeypatch, capsys):
+def test_a_run_that_was_stopped_ends_in_the_same_bits(finished, tmp_path, on_a_full_disk, capsys):
   config, whole, result = finished
-  save = checkpoint.save
-
-  def full(manager, step, state, meta):
-    if step > 20:
-      raise OSError(errno.ENOSPC, "No space left on device", str(manager.directory))
-    save(manager, step, state, meta)
-
-  monkeypatch.setattr(checkpoint, "save", full)
-  with pytest.raises(OSError, match="No space left"):
-    run(config, tmp_path)
-  monkeypatch.setattr(checkpoint, "save", save)
+  on_a_full_disk(run, config, tmp_path)
   capsys.readouterr()
   again = run(config, tmp_path)
   assert "going on from the checkpoint of step 15 of 40" in capsys.readouterr().out
