@@ -39,6 +39,7 @@ def default():
   c.task = "mini_texture"
   c.methods = ("san",)  # names in METHODS; the first acts closest to the weights
   c.weights = config_dict.placeholder(str)  # None: the preset's own; "random"; or a file
+  c.selection = config_dict.placeholder(str)  # what gps trains: a run's selection.safetensors
   c.batch_size = 64
   c.label_smoothing = 0.0
   c.ema = 0.0  # decay per step; 0 is off; when on, evaluation and output use the average

@@ -1,0 +1,148 @@
+"""GPS: of every neuron, the K input connections that a task's gradient names, trained in place.
+
+    y = x W' + b        W'[i, j] = value[k, j] where i = index[k, j], else W[i, j]
+
+Zhang et al. 2024, "Gradient-based parameter selection for efficient fine-tuning", CVPR,
+arXiv:2312.10136, sections 3.1 to 3.3. The tuned model starts equal to the backbone. Merging writes
+the values into the kernels. A neuron is an output channel of a linear layer or a convolution.
+
+What is chosen, and by what score, is `peft_jax.selection`; `score="magnitude"` and "random" need
+no data and are chosen by `init`. For the other scores `init` leaves every value undefined (NaN)
+until `peft_jax.selection.choose` has filled it.
+
+The released code trains all biases of linear layers and convolutions, a Swin's tables of relative
+positions and a ConvNeXt's layer scale as well, which the paper does not mention, and freezes every
+norm, class token and table of positions; these are the defaults here. Trained on ViT-B/16 at k = 1,
+2, 3: 167,424, 251,136, 334,848; Swin-B 282,168, ConvNeXt-B 238,464 at k = 1; each further k adds
+the number of neurons, 83,712 or 110,208.
+
+Cost of a step: forward, gradient of the activations and 2 T K fan_out operations a layer, where full
+tuning takes 2 T fan_in fan_out; convolutions take the gradient of the whole kernel.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from peft_jax.method import Method
+from peft_jax.methods import patterns, sparse
+from peft_jax.methods.axes import tokens
+from peft_jax.methods.scope import norm_paths
+from peft_jax.selection import top
+
+LEVELS = ("neuron", "layer", "net")
+SCORES = ("contrast", "cross_entropy", "magnitude", "random")
+FORMS = ("auto", "entries", "kernel")
+
+# Rows of gathered entries that cost as much as the gradient of the whole kernel, a fraction of its
+# inputs. Measured on two CPU cores, float32, see benchmarks/sparse_gradient.py.
+BREAK_EVEN = 1 / 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPS(Method):
+  """Chosen entries of the kernels of linear layers and convolutions, and all their biases.
+
+  Variables at a site whose kernel has shape fan_in + fan_out:
+    value: [k, *fan_out]  float32, trained; per layer or net [1, n], n entries of this kernel
+    index: the same shape, int32, frozen: flat places in the kernel
+
+  k: inputs of each neuron; a layer with fewer inputs has all of them trained. Per layer and net,
+    k times the number of neurons of that layer, or of all, are chosen.
+  level: "neuron" (GPS), "layer" (one layer's largest; q, k and v count as one) or "net".
+  score: "contrast", |sum of gradients| of the supervised contrastive loss (GPS); "cross_entropy",
+    that of the cross-entropy of a random head; "magnitude", |W|; "random".
+  temperature: of the contrastive loss.
+  biases, rel_pos, layer_scale: whether those of the backbone are trained; norms: scale and bias of
+    norms, too.
+  form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
+    and takes them from it, "auto" whichever is cheaper by count (linear layers up to k = inputs/24).
+  chosen: filled by a selection per layer or net: "path=n" for each kernel with n > 0 entries.
+  """
+
+  chooses: ClassVar[bool] = True
+  folds_below: ClassVar[bool] = True  # it writes into the weights as those below have left them
+
+  collection: str = "gps"
+  k: int = 1
+  level: str = "neuron"
+  score: str = "contrast"
+  temperature: float = 0.07
+  biases: bool = True
+  rel_pos: bool = True
+  layer_scale: bool = True
+  norms: bool = False
+  form: str = "auto"
+  chosen: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if self.k < 1:
+      raise ValueError(f"GPS: k={self.k}; it must be at least 1.")
+    if not self.temperature > 0:
+      raise ValueError(f"GPS: temperature={self.temperature}; it must be positive.")
+    for name, values in {"level": LEVELS, "score": SCORES, "form": FORMS}.items():
+      if getattr(self, name) not in values:
+        raise ValueError(f"GPS: {name}={getattr(self, name)!r}; it must be one of {values}.")
+    patterns.check("GPS", "chosen", self.chosen, int)
+
+  def bind(self, table, chosen):
+    if self.level != "neuron" and not self.chosen:
+      raise ValueError(
+        f"GPS: what level={self.level!r} trains depends on the weights and the task: choose it first "
+        "(peft_jax.selection.choose; train.py does so)."
+      )
+    patterns.check_used("GPS", "chosen", self.chosen, chosen)
+    return self
+
+  def entries(self, site):
+    """The shape of `value` at a site; None where nothing is chosen."""
+    if self.level == "neuron":
+      return (min(self.k, math.prod(site.fan_in)), *site.fan_out)
+    n = int(patterns.at(site.path, self.chosen, 0))
+    return (1, n) if n else None
+
+  def init(self, site, key, params):
+    shape = self.entries(site)
+    if shape is None:
+      return {}
+    inputs, outputs = math.prod(site.fan_in), math.prod(site.fan_out)
+    kernel = params.get("kernel", jnp.zeros((*site.fan_in, *site.fan_out)))
+    if self.level != "neuron" or self.score not in ("magnitude", "random"):
+      return {"value": jnp.full(shape, jnp.nan, kernel.dtype), "index": jnp.zeros(shape, jnp.int32)}
+    if self.score == "magnitude":
+      places = top.top_per_neuron(jnp.reshape(kernel, (inputs, outputs)), self.k)
+    else:
+      places = top.random_per_neuron(key, inputs, outputs, self.k)
+    index = jnp.reshape(sparse.places(places, outputs), shape)
+    return {"value": sparse.taken(kernel, index), "index": index}
+
+  def weights(self, site, params, v):
+    return {**params, "kernel": sparse.written(params["kernel"], v["value"], v["index"])}
+
+  def call(self, site, v, params, layer, x, rng):
+    if site.is_conv or not self.by_entries(site):
+      return layer(self.weights(site, params, v), x)
+    # The layer reads the values as constants, so that no gradient of its kernel is formed.
+    y = layer(self.weights(site, params, {**v, "value": jax.lax.stop_gradient(v["value"])}), x)
+    value, index = (jnp.reshape(v[name], (len(v[name]), -1)) for name in ("value", "index"))
+    x = tokens(jax.lax.stop_gradient(x), site.fan_in)
+    return y + sparse.tap(value, index, x, y.shape, y.dtype, self.level == "neuron")
+
+  def by_entries(self, site):
+    """Whether the gradient of a linear layer is formed for the chosen entries alone."""
+    if self.form != "auto":
+      return self.form == "entries"
+    kernel = math.prod(site.fan_in) * math.prod(site.fan_out)
+    return math.prod(self.entries(site)) <= BREAK_EVEN * kernel
+
+  def trains(self, table, paths):
+    norms, names = norm_paths(table), {
+      "bias": self.biases, "rel_pos": self.rel_pos, "gamma": self.layer_scale, "ls": self.layer_scale,
+    }
+    wanted = {path for path in paths if names.get(path.rpartition("/")[2]) and path not in norms}
+    return frozenset(wanted | (norms & paths if self.norms else set()))
