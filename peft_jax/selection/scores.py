@@ -32,7 +32,7 @@ def contrastive_loss(features, labels, temperature):
   similar = jnp.where(others, z @ z.T / temperature, -jnp.inf)
   positive = (labels[:, None] == labels[None]) & others
   log_share = similar - jax.nn.logsumexp(similar, axis=1, keepdims=True)
-  return -jnp.mean(jnp.sum(log_share, 1, where=positive) / jnp.sum(positive, 1))
+  return -jnp.mean(jnp.sum(log_share, 1, where=positive) / jnp.sum(positive, 1, dtype=jnp.float32))
 
 
 def cross_entropy(features, labels, head):
