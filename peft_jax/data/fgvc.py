@@ -9,8 +9,9 @@
 
 The first that is there is taken; <folder> is any name of the task table. A class's label is its
 place among the sorted ids of all splits together: the code of VPT and SPT sorts each split's own,
-which shifts the labels of a split that misses a class. Splits: train, val, trainval (train, then
-val) and test.
+which shifts the labels of a split that misses a class. A tree's ids are its folders' names, so its
+labels need not be those of the lists: judge an adapter in the layout that it was trained on.
+Splits: train, val, trainval (train, then val) and test.
 
 Where val is not given it is cut out of the official training set: the last ceil(N / 10) images in
 the order of md5("fgvc-val" + path), path below images/ or train/. That is as many as in VPT's
