@@ -133,6 +133,17 @@ def test_all_kinds_of_images_are_read(tmp_path):
   assert pixels.shape == (6, 8, 8, 3) and np.abs(pixels - 100).max() <= 2
 
 
+def test_photographs_are_not_turned_as_the_camera_says(tmp_path):
+  """The papers' codes do not either."""
+  write_json(tmp_path)
+  photo, exif = Image.new("L", (8, 8), 0), Image.Exif()
+  photo.paste(255, (0, 0, 8, 4))
+  exif[0x0112] = 3  # upside down
+  photo.save(tmp_path / "images" / image("test", 0, 300), exif=exif)
+  made = open_task(tmp_path).split("test").images([0])[0]
+  assert made[0].min() == 255 and made[-1].max() == 0
+
+
 def expected_val(keys, count):
   """As the rule is worded: the last of the list sorted by md5("fgvc-val" + path)."""
   digest = {hashlib.md5(f"fgvc-val{key}".encode()).hexdigest(): key for key in keys}
