@@ -4,9 +4,11 @@ from peft_jax.data.augment import augment
 from peft_jax.data.catalog import OUTSIDE, open
 from peft_jax.data.pipeline import normalize, order, steps_per_epoch
 from peft_jax.data.split import Dataset, Split, tfds_order
-from peft_jax.data.tasks import MINI_VTAB, TASKS, VTAB, Task
+from peft_jax.data.tasks import FGVC, GENERAL, MINI_VTAB, TASKS, VTAB, Task
 
 __all__ = [
+  "FGVC",
+  "GENERAL",
   "MINI_VTAB",
   "OUTSIDE",
   "TASKS",

@@ -140,6 +140,11 @@ def test_a_folder_that_cannot_be_made_is_an_oserror(tiny, tmp_path):
     run(tiny(), tmp_path / "file" / "run")
 
 
+def test_splits_that_share_images_are_refused(tiny):
+  with pytest.raises(ValueError, match="200 images of data.eval_split=val200 .* two of train800, "):
+    loop.prepare(tiny({"data.train_split": "train800val200"}))
+
+
 def test_default_folder_names_the_run(tiny):
   config = tiny({"methods": ("ssf", "lora"), "seed": 3})
   assert loop.default_workdir(config) == "runs/mini_digits-vit_test-ssf+lora-s3"
