@@ -29,35 +29,21 @@ def mix(images, key, mixup=0.0, cutmix=0.0):
   cutmix: alphas; 0 is off, and where both are on one of them is drawn, 1/2 each. With both off
   the images come back as they are and the share is None.
   """
-  alphas = {"mixup": float(mixup), "cutmix": float(cutmix)}
-  kinds = [kind for kind, alpha in alphas.items() if alpha > 0]
-  if not kinds:
+  if not mixup and not cutmix:
     return images, None
   kind_key, share_key, box_key = jax.random.split(key, 3)
   images = jnp.asarray(images).astype(jnp.float32)
-  mixed = [MIXES[kind](images, beta(share_key, alphas[kind]), box_key) for kind in kinds]
-  drawn = jax.random.bernoulli(kind_key) if len(mixed) == 2 else True
-  return jax.tree.map(lambda first, last: jnp.where(drawn, last, first), mixed[0], mixed[-1])
-
-
-def beta(key, alpha):
-  return jax.random.beta(key, jnp.float32(alpha), jnp.float32(alpha))
-
-
-def blend(images, share, key):
-  return share * images + (1 - share) * images[::-1], share
-
-
-def paste(images, share, key):
-  """The share returned is that of the pixels kept: the box may reach over the border."""
+  others = images[::-1]
+  cut = jax.random.bernoulli(kind_key) if mixup and cutmix else jnp.asarray(bool(cutmix))
+  alpha = jnp.where(cut, jnp.float32(cutmix), jnp.float32(mixup))
+  share = jax.random.beta(share_key, alpha, alpha)
+  blended = share * images + (1 - share) * others
   height, width = images.shape[1:3]
-  top, bottom, left, right = cut_box(key, share, height, width)
-  inside = within(height, width, top, bottom, left, right)
-  kept = 1 - ((bottom - top) * (right - left)).astype(jnp.float32) / (height * width)
-  return jnp.where(inside[None, :, :, None], images[::-1], images), kept
-
-
-MIXES = {"mixup": blend, "cutmix": paste}
+  inside = within(height, width, *cut_box(box_key, share, height, width))
+  pasted = jnp.where(inside[None, :, :, None], others, images)
+  # What cutmix kept: its box may reach over the border.
+  kept = 1 - inside.sum(dtype=jnp.float32) / (height * width)
+  return jnp.where(cut, pasted, blended), jnp.where(cut, kept, share)
 
 
 def cut_box(key, share, height, width):
