@@ -149,6 +149,19 @@ def test_the_views_of_a_split_are_those_of_its_images(count):
   assert (made != split.images(chosen)).any()
 
 
+def test_photographs_are_turned_before_they_are_cut(tmp_path, picture):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees
+  for name in ("train/a/0", "train/b/1", "val/a/2", "val/b/3"):
+    path = tmp_path / f"{name}.jpg"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(40, 20).save(path, exif=exif)
+  split = data.open("folder", root=tmp_path, size=8).split("train")
+  seen = []
+  split.views([1], lambda image, size, _: seen.append(image.size) or np.zeros((8, 8, 3)), [None])
+  assert seen == [(20, 40)]
+
+
 def test_a_view_of_no_image_is_refused():
   split = data.open("mini_digits", size=8).split("val200")
   with pytest.raises(IndexError, match=r"holds images 0\.\.199; asked for 200"):
