@@ -77,7 +77,7 @@ def of(options):
   return View(
     options.view,
     options.interpolation,
-    options.rand_augment and rand_augment.parse(options.rand_augment),
+    None if options.rand_augment is None else rand_augment.parse(options.rand_augment),
     tuple(round(255 * mean) for mean in MEAN_STD[options.normalize][0]),
   )
 
