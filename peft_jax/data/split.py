@@ -54,6 +54,17 @@ class Split:
 
     Raises IndexError for an index outside 0..N-1, ValueError naming a file that cannot be decoded.
     """
+    return self._made(indices, lambda _, image: transforms.resize(image, self.size, self.resize))
+
+  def views(self, indices, view, draws):
+    """uint8 [n, size, size, 3]: view(image, size, draws[i]) of the image at indices[i].
+
+    view: a peft_jax.data.view.View. Raises as `images` does.
+    """
+    return self._made(indices, lambda row, image: view(image, self.size, draws[row]))
+
+  def _made(self, indices, make):
+    """The images that make(row, Pillow image) gives, by several threads."""
     indices = np.arange(len(self)) if indices is None else np.asarray(indices)
     if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
       raise IndexError(
@@ -63,7 +74,7 @@ class Split:
     out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
 
     def fill(row):
-      image = transforms.resize(self.read(int(indices[row])), self.size, self.resize)
+      image = make(row, self.read(int(indices[row])))
       out[row] = image if image.ndim == 3 else image[:, :, None]
 
     workers = min(8, os.cpu_count() or 1, len(indices) // 4)

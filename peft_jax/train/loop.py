@@ -148,7 +148,12 @@ def train(config, workdir, parallel, parts, manager):
     compiler_options(config, parallel),
   )
   batches = feed.feed(
-    parts.train_split, config.batch_size, config.seed, parallel, config.data.resident_mb
+    parts.train_split,
+    config.batch_size,
+    config.seed,
+    parallel,
+    config.data.resident_mb,
+    data.view.of(config.data),
   )
   assess = assessor(config, parallel, parts)
   board = log.Board(workdir / "tensorboard", config.log.tensorboard, first)
