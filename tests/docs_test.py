@@ -9,6 +9,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
+import peft_jax
 from peft_jax import count
 from peft_jax.methods import METHODS
 from peft_jax.tuned import Tuned
@@ -45,6 +46,7 @@ def test_a_page_has_all_parts(name):
   """Every label of the docstring and every option has a text, and the page shows it."""
   text, page = render.described(name), (ROOT / f"docs/methods/{name}.md").read_text()
   fields = {field.name for field in dataclasses.fields(METHODS[name])}
+  assert getattr(peft_jax, METHODS[name].__name__) is METHODS[name]
   documented = {part for names in text.items for part in names.split(", ")}
   assert documented >= {*render.LABELS, *fields}
   assert documented <= {*render.LABELS, *fields}, "a label that no section shows"
