@@ -12,10 +12,10 @@ import argparse
 import dataclasses
 import importlib.util
 import os
-import statistics
 import subprocess
 import sys
 import time
+from statistics import median
 
 # A worker of --time holds itself to some cores; jax counts them when it is imported.
 if "STEP_COST_THREADS" in os.environ and hasattr(os, "sched_setaffinity"):
@@ -25,8 +25,23 @@ if "STEP_COST_THREADS" in os.environ and hasattr(os, "sched_setaffinity"):
 import jax
 import jax.numpy as jnp
 
-from peft_jax import models
-from peft_jax.methods import SAN, SSF, VPT, Adapter, AdaptFormer, Bias, Full, Linear, LoRA
+from peft_jax import models, statistics
+from peft_jax.methods import (
+  IA3,
+  SAN,
+  SSF,
+  VPT,
+  Adapter,
+  AdaptFormer,
+  Bias,
+  DoRA,
+  Full,
+  Linear,
+  LoRA,
+  MLPHead,
+  Norm,
+  Partial,
+)
 from peft_jax.sites import sites
 from peft_jax.train import config, log, memory
 from peft_jax.train import step as steps
@@ -37,11 +52,16 @@ LAYERS = r".*/(q|k|v|proj|fc1|fc2)"  # the linear layers of a block
 METHODS = {
   "full": Full(),
   "linear": Linear(),
+  "mlp": MLPHead(layers=3),
+  "partial": Partial(k=1),
   "bias": Bias(),
+  "norm": Norm(),
   "ssf": SSF(),
   "san": SAN(),
   "lora": LoRA(sites=LAYERS, rank=8),
   "lora_shared": LoRA(sites=LAYERS, rank=8, share=("q", "k", "v")),  # one A for a fused qkv
+  "dora": DoRA(sites=LAYERS, rank=8),
+  "ia3": IA3(),
   "adapter": Adapter(width=8),
   "adaptformer": AdaptFormer(width=64),
   "vpt": VPT(length=50),
@@ -63,7 +83,9 @@ def training_step(tuned, train):
   defaults.data.normalize = "inception"
   tx = steps.optimizer(tuned, train, defaults.optim, steps_per_epoch=100)
   step = steps.training_step(tuned, tx, defaults)
-  return jax.jit(step, donate_argnums=0, keep_unused=True), lambda: steps.start(train, tx, 0.0)
+  stats = statistics.start(tuned.table)
+  return jax.jit(step, donate_argnums=0, keep_unused=True), lambda: steps.start(
+    train, tx, 0.0, stats)
 
 
 # --- counts -------------------------------------------------------------------------------------
@@ -129,8 +151,10 @@ def forward_operations(model, batch):
 
 def cost(model, batch, name, forward, method=None):
   """The Cost of a step of METHODS[name], or of `method` under that name; forward: F."""
+  method = method or METHODS[name]
+  model = model.clone(**method.builds)
   params, images, data = shapes(model, batch)
-  tuned = Tuned(model, (method or METHODS[name],), sites(model, images))
+  tuned = Tuned(model, (method,), sites(model, images))
   train, frozen = tuned.split(tuned.shapes)
   step, start = training_step(tuned, train)
   state = jax.eval_shape(start)
@@ -171,6 +195,7 @@ def print_costs(forward, costs):
 def jax_runner(name, model, batch):
   """run() -> None performs one step of METHODS[name], or a forward pass, and waits for it."""
   key = jax.random.key(0)
+  model = model.clone(**METHODS[name].builds) if name in METHODS else model
   shape = (batch, model.image_size, model.image_size, 3)
   data = {
     "image": jax.random.randint(key, shape, 0, 256, jnp.int32).astype(jnp.uint8),
@@ -348,13 +373,13 @@ def time_steps(names, arguments, threads, rounds, beside_torch):
 
 def print_time(row):
   line = f"{row['name']:12}" + "".join(
-    f"{side}{statistics.median(row[side]['wall']):>8.3f} s (least {min(row[side]['wall']):.3f}, "
-    f"cpu {statistics.median(row[side]['cpu']):.3f})   "
+    f"{side}{median(row[side]['wall']):>8.3f} s (least {min(row[side]['wall']):.3f}, "
+    f"cpu {median(row[side]['cpu']):.3f})   "
     for side in ("jax", "torch") if side in row)
   if "ratio" in row:
     wall = row["ratio"]["wall"]
-    line += (f"jax / torch {statistics.median(wall):.3f} ({min(wall):.3f} to {max(wall):.3f}), "
-             f"cpu {statistics.median(row['ratio']['cpu']):.3f}")
+    line += (f"jax / torch {median(wall):.3f} ({min(wall):.3f} to {max(wall):.3f}), "
+             f"cpu {median(row['ratio']['cpu']):.3f}")
   print(line, flush=True)
 
 

@@ -22,7 +22,8 @@ class Account:
   step: FLOPs of one training step (forward, backward, optimizer), recomputation included.
     FLOPs are XLA's own count (cost_analysis of the lowered program, elementwise operations
     included); None for a scan whose methods do not fit the unrolled model.
-  file: bytes of the adapter file.
+  file: bytes of the adapter file, without class names that only the folder of the task's images
+    gives.
   """
 
   tuned: Tuned

@@ -1,9 +1,11 @@
 """python -m peft_jax: what each verb prints, and one sentence with exit code 2 for mistakes."""
 
+import dataclasses
 import functools
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -228,6 +230,23 @@ def test_evaluate_gives_the_accuracy_of_the_held_out_split(capsys, adapter, pict
   assert re.fullmatch(
     rf"folder val: accuracy {100 * right / 3:.2f} % \({right} of 3\), loss \d+\.\d{{4}}\n", out
   )
+
+
+def test_evaluate_takes_a_task_that_is_read_from_disk(
+  capsys, adapter, pictures, tmp_path, monkeypatch
+):
+  for part in ("train", "test"):
+    shutil.copytree(pictures, tmp_path / "StanfordCars" / part)
+  sizes = {"train": 13, "val": 2, "trainval": 15, "test": 15}
+  row = dataclasses.replace(data.TASKS["stanford_cars"], num_classes=3, sizes=sizes)
+  monkeypatch.setitem(data.TASKS, "stanford_cars", row)
+  out = said(capsys, "evaluate", adapter, "--task=stanford_cars", "--data.root", tmp_path)
+  split = data.open("stanford_cars", root=tmp_path, size=32).split("test")
+  logits = peft_jax.load(adapter, None).logits(split.images())
+  right = int((logits.argmax(-1) == split.labels).sum())
+  assert out.startswith(f"stanford_cars test: accuracy {100 * right / 15:.2f} % ({right} of 15), ")
+  code, _, err = run(capsys, "evaluate", adapter, "--task=nabirds", "--data.root", tmp_path)
+  assert code == 2 and "Task 'nabirds' was not found" in err and err.count("\n") == 1
 
 
 def test_predict_prints_three_likeliest_classes_per_image(capsys, adapter, pictures):

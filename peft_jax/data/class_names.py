@@ -2,6 +2,7 @@
 
 sun397's are paths below the archive's root without the leading slash. dmlab's integer order is
 not documented (close, far, very far, each with positive or negative reward), so it has none.
+FGVC's and ImageNet's are read from the images' folder where it gives them.
 """
 
 
@@ -173,3 +174,4 @@ NAMES = {
 }
 for _mini in ("dsprites_loc", "dsprites_ori", "clevr_count", "clevr_dist"):
   NAMES[f"mini_{_mini}"] = NAMES[_mini]
+NAMES["cifar100_full"] = NAMES["cifar100"]

@@ -3,6 +3,7 @@
 import collections.abc
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import os
 
@@ -53,6 +54,17 @@ class Split:
 
     Raises IndexError for an index outside 0..N-1, ValueError naming a file that cannot be decoded.
     """
+    return self._made(indices, lambda _, image: transforms.resize(image, self.size, self.resize))
+
+  def views(self, indices, view, draws):
+    """uint8 [n, size, size, 3]: view(image, size, draws[i]) of the image at indices[i].
+
+    view: a peft_jax.data.view.View. Raises as `images` does.
+    """
+    return self._made(indices, lambda row, image: view(image, self.size, draws[row]))
+
+  def _made(self, indices, make):
+    """The images that make(row, Pillow image) gives, by several threads."""
     indices = np.arange(len(self)) if indices is None else np.asarray(indices)
     if indices.size and not (0 <= indices.min() and indices.max() < len(self)):
       raise IndexError(
@@ -62,7 +74,7 @@ class Split:
     out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
 
     def fill(row):
-      image = transforms.resize(self.read(int(indices[row])), self.size, self.resize)
+      image = make(row, self.read(int(indices[row])))
       out[row] = image if image.ndim == 3 else image[:, :, None]
 
     workers = min(8, os.cpu_count() or 1, len(indices) // 4)
@@ -76,7 +88,7 @@ class Split:
 
 
 def concatenate(name, first, second):
-  """The images of `first`, then those of `second`: VTAB's train800val200."""
+  """The images of `first`, then those of `second`: VTAB's train800val200, FGVC's trainval."""
   return dataclasses.replace(
     first,
     name=name,
@@ -92,7 +104,8 @@ class Dataset:
   """One classification task: names and splits; nothing is decoded until `Split.images`.
 
   class_names: num_classes strings, or None where the source does not give them.
-  splits: name -> Split. VTAB: train800, val200, train800val200, test; folders: train, val, test.
+  splits: name -> Split. VTAB: train800, val200, train800val200, test; FGVC: train, val, trainval,
+    test; CIFAR-100: train, test; ImageNet: train, val; folders: train, val, test.
   train_split, eval_split: the pair a final run uses when the config names none.
   source: where the images come from, for the run's log.
   """
@@ -101,7 +114,7 @@ class Dataset:
   group: str
   num_classes: int
   class_names: tuple[str, ...] | None
-  splits: dict[str, Split]
+  splits: collections.abc.Mapping[str, Split]
   train_split: str
   eval_split: str
   source: str
@@ -126,15 +139,37 @@ class Dataset:
     return digest.hexdigest()
 
 
-def of_task(task, splits, source):
-  """The Dataset of a row of the task table, which a final run trains and judges as VTAB does."""
+class Lazy(collections.abc.Mapping):
+  """Split name -> Split, each made when it is first asked for.
+
+  makers: split name -> a function of nothing that makes the Split.
+  """
+
+  def __init__(self, makers):
+    self._makers = {name: functools.cache(make) for name, make in makers.items()}
+
+  def __getitem__(self, name):
+    return self._makers[name]()
+
+  def __contains__(self, name):
+    return name in self._makers
+
+  def __iter__(self):
+    return iter(self._makers)
+
+  def __len__(self):
+    return len(self._makers)
+
+
+def of_task(task, splits, source, class_names=None):
+  """The Dataset of a row of the task table; class_names: the row's where None is given."""
   return Dataset(
     name=task.name,
     group=task.group,
     num_classes=task.num_classes,
-    class_names=task.class_names,
+    class_names=class_names or task.class_names,
     splits=splits,
-    train_split="train800val200",
-    eval_split="test",
+    train_split=task.train_split,
+    eval_split=task.eval_split,
     source=source,
   )

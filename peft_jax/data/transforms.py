@@ -5,8 +5,14 @@ bilinear_pil   stretch, Pillow bilinear (V-PETL Bench)
 tf1_bilinear   stretch, TensorFlow 1 bilinear: no half-pixel centres, no antialiasing
                (the VTAB reference, VPT); 3 to 9 grey levels away from Pillow on average
 short_side     short side to floor(size / 0.9) (248 for 224), Pillow bicubic, centre crop
+               (SSF, GPS and SAN on FGVC, CIFAR-100 and ImageNet)
+short_side_875 short side to floor(size / 0.875) (256), Pillow bicubic, centre crop
+               (the same codes with ConvNeXt)
+short_side_256 short side to 256 for 224, Pillow bilinear, centre crop (VPT)
+squash_256     both sides to 256 for 224, Pillow bicubic, centre crop (SPT)
 """
 
+import functools
 import struct
 
 import numpy as np
@@ -21,8 +27,6 @@ UNREADABLE = (
   struct.error,
   Image.DecompressionBombError,
 )
-
-CROP_FRACTION = 0.9  # of the evaluation transform of ViT and Swin in timm 0.6
 
 
 def resize(image, size, how):
@@ -61,15 +65,37 @@ def tf1_bilinear(image, size):
   return np.rint(x).astype(np.uint8)
 
 
-def short_side(image, size):
-  """Keeps the aspect ratio; sides and crop offsets are rounded as torchvision rounds them."""
-  short = int(size / CROP_FRACTION)
+def short_side(image, size, *, fraction):
+  """fraction: of the short side that the centre crop keeps; 0.9 for ViT and Swin in timm 0.6."""
+  return centre(to_short(image, int(size / fraction), Image.Resampling.BICUBIC), size)
+
+
+def short_side_256(image, size):
+  return centre(to_short(image, of_256(size), Image.Resampling.BILINEAR), size)
+
+
+def squash_256(image, size):
+  return centre(image.resize((of_256(size),) * 2, Image.Resampling.BICUBIC), size)
+
+
+def of_256(size):
+  """The side of what a crop of `size` is taken from: 256 for 224."""
+  return round(size * 256 / 224)
+
+
+def to_short(image, short, filter):
+  """The Pillow image with `short` as its short side; rounded as torchvision rounds."""
   width, height = image.size
   if width <= height:
     width, height = short, int(short * height / width)
   else:
     width, height = int(short * width / height), short
-  image = image.resize((width, height), Image.Resampling.BICUBIC)
+  return image.resize((width, height), filter)
+
+
+def centre(image, size):
+  """uint8 [size, size] or [size, size, 3]; offsets are rounded as torchvision rounds them."""
+  width, height = image.size
   left, top = round((width - size) / 2.0), round((height - size) / 2.0)
   return np.asarray(image.crop((left, top, left + size, top + size)))
 
@@ -78,7 +104,10 @@ RESIZES = {
   "bicubic_pil": bicubic_pil,
   "bilinear_pil": bilinear_pil,
   "tf1_bilinear": tf1_bilinear,
-  "short_side": short_side,
+  "short_side": functools.partial(short_side, fraction=0.9),
+  "short_side_875": functools.partial(short_side, fraction=0.875),
+  "short_side_256": short_side_256,
+  "squash_256": squash_256,
 }
 
 

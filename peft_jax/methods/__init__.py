@@ -1,4 +1,7 @@
-"""Methods: what is trained, and how it acts. One file, one method, one collection."""
+"""Methods: what is trained, and how it acts. One file, one method, one collection.
+
+Their docstrings have one form, from which docs/render.py writes the pages in docs/methods.
+"""
 
 import difflib
 

@@ -2,25 +2,23 @@
 
     y  ->  y + drop(act(y D + d)) U + u        D [channels, width], U [width, channels]
 
-Houlsby et al. 2019, arXiv:1902.00751; one per block, behind the MLP, as Pfeiffer et al. 2020,
-arXiv:2005.00247. U starts at zero, so the tuned model starts equal to the backbone. There is no
-merging: no weights give the same outputs, and `Tuned.merge` says so.
-
-By default it sits inside the residual branch `mlp` of a ViT or a Swin, behind its fc2 and layer
-scale, and behind the whole block of a ConvNeXt, which is the residual branch there. Two papers name
-their adapters differently: width k is "Adapter-k" in NOAH and SPT, reduction r "Adapter-r" in VPT.
-Variables on ViT-B/16: width 8 156,768, width 32 599,424; reduction 8 1,779,840, 64 230,544, 256
-64,548; width 8 on Swin-B 204,736, on ConvNeXt-B 307,104. No frozen weight costs a gradient; width 8
-adds 0.2 % to the products of a ViT-B/16's forward pass.
-
-What the releases do, and the options that do so:
-  NOAH's Adapter-k: act "quick_gelu", dropout 0.1, initial "trunc_normal_both". It sits behind the
+Source: Houlsby et al. 2019, arXiv:1902.00751; one per block, behind the MLP, as Pfeiffer et al.
+  2020, arXiv:2005.00247.
+Start: U is zero, so the tuned model starts equal to the backbone.
+Merge: none; no weights give the same outputs, and `Tuned.merge` says so.
+Where: inside the residual branch `mlp` of a ViT's or a Swin's blocks, behind its fc2 and layer
+  scale; behind the whole block of a ConvNeXt, which is the residual branch there.
+Count: (2 outputs + 1) width + outputs at a site. ViT-B/16: width 8 156,768, 32 599,424; reduction 8
+  1,779,840, 64 230,544, 256 64,548.
+Cost: width 8 adds 0.2 % to a ViT-B/16's forward pass.
+Releases: "Adapter-k" is width k in NOAH and SPT, reduction k in VPT.
+  - NOAH's: `act` "quick_gelu", `dropout` 0.1, `initial` "trunc_normal_both". It sits behind the
     branch's stochastic depth: a dropped branch is adapted as zeros. Here the branch is dropped with
     its adapter; without stochastic depth there is no difference.
-  SPT-Adapter: sites ".*/(attn/(q|k|v|proj)|mlp/fc[12])" or fewer, parallel ("proj",), act "gelu"
-    (the paper says relu), initial "trunc_normal_both", dropout 0.1 but at proj. Each has stochastic
-    depth of its own there, not here.
-  VPT's Adapter-r: reduction r, act "gelu", initial "vpt_zero".
+  - SPT's: `sites` ".*/(attn/(q|k|v|proj)|mlp/fc[12])" or fewer, `parallel` ("proj",), `act` "gelu"
+    (the paper says relu), `initial` "trunc_normal_both", `dropout` 0.1 but at proj. Each has
+    stochastic depth of its own there, not here.
+  - VPT's: `reduction`, `act` "gelu", `initial` "vpt_zero".
 """
 
 from __future__ import annotations
@@ -62,15 +60,16 @@ class Adapter(Method):
     down: (inputs, width)   uniform in +-sqrt(6 / (inputs + width))   down_bias: (width,)  zeros
     up: (width, outputs)    zeros                                     up_bias: (outputs,)  zeros
 
-  sites: of nested modules that a regular expression selects the innermost alone get variables.
-  width: of the bottleneck; or
+  sites: regular expression for whole module paths, or exact paths; of nested modules that an
+    expression selects the innermost alone get variables.
+  width: of the bottleneck, 1 or more; where `reduction` is 0.
   reduction: width = outputs // reduction at every site; 0 uses `width`.
   act: "quick_gelu" (x sigmoid(1.702 x)), "gelu" (exact) or "relu".
-  dropout: probability of dropping a hidden unit; 0.1 in NOAH's and SPT's runs. It needs the
-    "tuning" rng stream, so a call without it (evaluation) is deterministic.
+  dropout: probability of dropping a hidden unit, in [0, 1); needs the "tuning" rng stream, so a
+    call without it (evaluation) is deterministic.
   initial: "zero_up"; "trunc_normal_both", N(0, 0.02^2) for down and up, which does NOT start equal
     to the backbone; "vpt_zero", zeros for both: neither ever gets a gradient, nor does down_bias,
-    and only up_bias learns. So does VPT's released code; its tables of "Adapter" look like it, too.
+    and only up_bias learns, as in VPT's code; its tables of "Adapter" look like it, too.
   parallel: names of layers whose adapter reads their input, so "proj" in SPT.
   """
 

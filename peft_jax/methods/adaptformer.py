@@ -2,17 +2,18 @@
 
     branch(x)  ->  branch(x) + scale * (drop(relu(x D + d)) U + u)    D [channels, width]
 
-Chen et al. 2022, arXiv:2205.13535. x is the residual stream, before the branch's norm. U starts at
-zero, so the tuned model starts equal to the backbone. There is no merging: no weights give the same
-outputs, and `Tuned.merge` says so.
+x is the residual stream, before the branch's norm.
 
-By default it sits at the branch `mlp` of a ViT or a Swin and at the block of a ConvNeXt, which is
-the residual branch there. Variables on ViT-B/16: width 64 1,189,632, width 16 304,320. No frozen
-weight costs a gradient; width 64 adds 1.4 % to the products of a ViT-B/16's forward pass.
-
-The defaults, dropout and all, are those of the release (models/adapter.py). It adds its bottleneck
-outside the branch's stochastic depth; here the branch is dropped with its bottleneck. Without
-stochastic depth there is no difference.
+Source: Chen et al. 2022, arXiv:2205.13535, and its code (models/adapter.py).
+Start: U is zero, so the tuned model starts equal to the backbone.
+Merge: none; no weights give the same outputs, and `Tuned.merge` says so.
+Where: the branch `mlp` of a ViT's or a Swin's blocks; the whole block of a ConvNeXt, which is the
+  residual branch there.
+Count: (inputs + outputs + 1) width + outputs at a site. ViT-B/16: width 64 1,189,632, 16 304,320.
+Cost: width 64 adds 1.3 % to a ViT-B/16's forward pass.
+Releases: the defaults, dropout and all, are the release's. It adds its bottleneck outside the
+  branch's stochastic depth; here the branch is dropped with it. Without stochastic depth there is
+  no difference.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ class AdaptFormer(Method):
     down: (inputs, width)   uniform in +-1/sqrt(inputs)   down_bias: (width,)  zeros
     up: (width, outputs)    zeros                         up_bias: (outputs,)  zeros
 
-  sites: of nested modules that a regular expression selects the innermost alone get variables.
-  width: of the bottleneck.
+  sites: regular expression for whole module paths, or exact paths; of nested modules that an
+    expression selects the innermost alone get variables.
+  width: of the bottleneck, 1 or more.
   scale: of what it adds.
-  dropout: probability of dropping a hidden unit; needs the "tuning" rng stream, so a call without
-    it (evaluation) is deterministic.
+  dropout: probability of dropping a hidden unit, in [0, 1); needs the "tuning" rng stream, so a
+    call without it (evaluation) is deterministic.
   """
 
   kinds: ClassVar[tuple[type, ...]] = (nn.Module,)

@@ -2,12 +2,14 @@
 
     k -> l_k * k,    v -> l_v * v,    fc2(x) -> fc2(l_ff * x)        per feature
 
-Liu et al. 2022, arXiv:2205.05638, section 3.3. All start at one, so the tuned model starts equal
-to the backbone, bit for bit. Merging: W' = W diag(l) and b' = l * b for an output scale,
-W' = diag(l) W for an input scale.
-
-Where it sits: k, v and fc2 of every block of a ViT or a Swin, fc2 of a ConvNeXt's. ViT-B/16:
-12 (768 + 768 + 3,072) = 55,296. Cost: a product per feature.
+Source: Liu et al. 2022, arXiv:2205.05638, section 3.3.
+Start: all at one, so the tuned model starts equal to the backbone, bit for bit.
+Merge: W' = W diag(l) and b' = l * b for an output scale, W' = diag(l) W for an input scale.
+Where: the layers k, v and fc2 of every block of a ViT or a Swin, fc2 of a ConvNeXt's blocks.
+Count: outputs of k and v, inputs of fc2: 12 (768 + 768 + 3,072) = 55,296 on ViT-B/16.
+Cost: a product per feature, below 0.1 % of a forward pass, until it is merged.
+Releases: HF PEFT does the same, where k and v are layers of their own; in timm's fused qkv it
+  cannot name them.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from peft_jax.methods.axes import along
 class IA3(Method):
   """A scale on the output, or on the input, of the linear layers `sites` selects.
 
-  Variables at a site: scale, of shape fan_out, or of shape fan_in where the input is scaled.
+  Variables at a site:
+    scale: fan_out, or fan_in where the input is scaled   ones
 
-  inputs: regular expression for the names of the layers whose input is scaled.
+  inputs: regular expression for the names of the layers whose input is scaled, HF PEFT's
+    `feedforward_modules`.
   """
 
   kinds = (nn.Dense, nn.DenseGeneral)

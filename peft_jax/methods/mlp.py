@@ -2,11 +2,16 @@
 
     x -> dropout(norm(relu(x W + b)))        k - 1 times, D wide;   logits = x W + b
 
-A baseline of VPT, Jia et al. 2022, arXiv:2203.12119, and its code: ReLU before the norm, dropout
-0.1, hidden kernels N(0, 2 / D). Numbers on ViT-B/16 with 100 classes, all in the head: MLP-2
-669,028, MLP-3 1,261,156, MLP-5 2,445,412, MLP-9 4,813,924; in general (k - 1)(D^2 + 3 D) +
-(D + 1) classes. Cost: of a linear probe. The head is the model's own (models.layers.Head), so
-any method can be trained with it; merging folds the norms into its linear layers.
+Source: a baseline of VPT, Jia et al. 2022, arXiv:2203.12119, and its code.
+Start: hidden kernels N(0, 2 / D), the last layer as in any head here.
+Merge: the backbone stays as it is; the norms fold into the head's linear layers.
+Where: in the head of a ViT, a Swin or a ConvNeXt, whose D features it reads. The head is the
+  model's own (models.layers.Head), so any method can be trained with it.
+Count: (k - 1)(D^2 + 3 D) hidden and (D + 1) classes in the last layer. ViT-B/16 with 100 classes:
+  MLP-2 669,028, MLP-3 1,261,156, MLP-5 2,445,412, MLP-9 4,813,924.
+Cost: of a linear probe.
+Releases: as VPT's code, ReLU before the norm and dropout 0.1; it draws the last layer as the hidden
+  ones.
 """
 
 from __future__ import annotations
@@ -21,11 +26,10 @@ from peft_jax.method import Method
 class MLPHead(Method):
   """Trains the head alone, as Linear does, in a model created with head_layers and head_dropout.
 
-  A run's config creates it so; the last layer starts as any head here, where VPT draws it as the
-  hidden ones.
+  A run's config creates such a model; ValueError where its head has another number of layers.
 
   layers: linear layers of the head, 1 or more.
-  dropout: rate after each hidden layer, in training.
+  dropout: rate after each hidden layer, in training, in [0, 1).
   """
 
   layers: int = 3

@@ -2,12 +2,30 @@
 
     y = scale * (W (source * x) + b)            source = recal * resize(scale of the layer before)
 
-"Discovering Long-Term Effects on Parameter Efficient Fine-tuning", equations 4, 12 and 13.
-The paper's gamma is `scale`, its A is `recal`. All start at one, so the tuned model starts
-equal to the backbone, bit for bit. Merging: W' = diag(scale) W diag(source), b' = scale * b.
+The paper's gamma is `scale`, its A is `recal`. Which layer feeds which is data, the wiring.
 
-Which layer feeds which is data, the wiring. Of the official scripts, `resize` has every
-ingredient that the paper describes and is the default; see `VARIANTS`.
+Source: Dai et al. 2024, "Discovering Long-Term Effects on Parameter Efficient Fine-tuning",
+  arXiv:2409.06706 (v1), equations 4, 12 and 13.
+Start: all at one, so the tuned model starts equal to the backbone, bit for bit.
+Merge: W' = diag(scale) W diag(source), b' = scale * b, plus the shift where there is one.
+Where: a scale on every linear layer and convolution; the norms are trained. The input is scaled by
+  what feeds it, resized where its length is another:
+  - ViT: q, k, v <- patch embedding; proj <- q, k, v; fc1 <- proj; fc2 <- fc1.
+  - Swin: as ViT, but q, k, v <- what created the stream of their stage (patch embedding, or
+    reduction); reduction <- the last fc2 before it, whose channels it reads four times.
+  - ConvNeXt: dwconv <- what created the stream of its stage (stem, or the convolution between
+    stages); fc1 <- dwconv; fc2 <- fc1; convolution between stages <- the last fc2 before it.
+Count: outputs and, where an input is scaled, inputs, one set for q, k and v, beside the norms.
+  ViT-B/16: "resize" 83,712 + 64,512 + 38,400; "base" and mode "nt" 122,112; mode "sp" 177,408,
+  85,248 of "base". ConvNeXt-B 257,536 without its last norm, which papers count with the head.
+Cost: two products per feature, 0.1 % of a ViT-B/16's forward pass, until it is merged.
+Releases: scripts for ViTs alone; the wiring of the others follows their rules.
+  - `variant` "resize", SAN_resize_smooth.py, has every ingredient of the paper and is the default;
+    "base", SAN_base.py, has no wire to proj and bypasses the recalibration, "base_recal" does not.
+  - `variant` "paper" reads equations 5, 12 and 13 literally: the previous layer feeds q, k and v,
+    the recalibration has a bias, a shift follows the scale. The scripts have none of these.
+  - The scripts train all norms, which the paper does not mention: `train_norm` False does not.
+  - The penalty of equation 8 is in no script, nor is its factor published: `reg_lambda`.
 """
 
 from __future__ import annotations
@@ -15,17 +33,22 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-import numpy as np
 
 from peft_jax.method import Method
 from peft_jax.methods.axes import along
 from peft_jax.methods.scope import norm_paths
-from peft_jax.methods.wiring import Wire, is_stem, known_wires
+from peft_jax.methods.wiring import (
+  Wire,
+  given_wires,
+  is_stem,
+  known_wires,
+  resized,
+  stacked,
+  wires_among,
+)
 from peft_jax.tree import flat, nest
 
-# variant: (recal, qkv_source, proj_source, shift). The official scripts: SAN_resize_smooth.py;
-# SAN_base.py, whose recalibration is bypassed; the same with its recalibration; and equations
-# 5, 12 and 13 read literally, with the previous layer feeding q, k and v.
+# variant: (recal, qkv_source, proj_source, shift).
 VARIANTS = {
   "resize": ("diag", "stem", "interp", False),
   "base": ("none", "stem", "none", False),
@@ -44,20 +67,19 @@ class SAN(Method):
     recal: (inputs,)      ones; at sites with a source, one for q, k and v together
     recal_bias: (inputs,) zeros; with recal "diag_bias" only
 
-  variant: a name of VARIANTS that sets the next options, each of which overrides it.
+  variant: "resize", "base", "base_recal" or "paper"; sets the next four options, each of which
+    overrides it.
   recal: "none", "diag" (source = recal * s) or "diag_bias" (source = recal * s + recal_bias).
-  qkv_source: "stem" (the patch embedding's scale in every block) or "prev_fc2"; in a Swin or a
-    ConvNeXt, whose dwconv it feeds: the scale of what created the stage's stream.
+  qkv_source: "stem" (the patch embedding's scale in every block; in a Swin or a ConvNeXt, whose
+    dwconv it feeds, that of what created the stage's stream) or "prev_fc2", of the block before.
   proj_source: "interp" (the 3D scale of q, k, v resized to D), "v_slice" (the scale of v, which
     is index-aligned) or "none".
   shift: adds equation 5's shift after the output scale.
   mode: "both"; "nt", output scales only; "sp", propagation only (the stem's scale stays).
-  train_norm: trains every norm as the official scripts do.
+  train_norm: trains every norm.
   reg_lambda: adds reg_lambda * sum((scale - 1)^2) over all scales to the loss (equation 8).
-  wiring: the wires of a model whose family is not known here; () finds them by module names.
-
-  With norms: ViT-B/16 resize 186,624, base 122,112, nt 122,112, sp 177,408 (base: 85,248);
-  resize on Swin-B 255,616, on ConvNeXt-B 259,584 (257,536 without the norm of the head).
+  wiring: Wire(site, (source, ...)) tuples for a model whose family is not known here; () finds them
+    by module names.
   """
 
   collection: str = "san"
@@ -90,27 +112,13 @@ class SAN(Method):
 
   def bind(self, table, chosen):
     """The same method with every option spelt out and the wires among its own sites."""
-    try:
-      wires = tuple(Wire(*wire) for wire in self.wiring)
-    except TypeError:
-      form = "((site, (source, ...)), ...)"
-      raise ValueError(f"SAN: wiring={self.wiring!r} is not of the form {form}.") from None
+    wires = given_wires(self.wiring)
     qkv, proj = self._option("qkv_source"), self._option("proj_source")
     if self.mode == "nt":
       wires = ()
     elif not wires:
       wires = known_wires(table, qkv, proj)
-    named = {path for wire in wires for path in (wire.site, *wire.sources, *wire[2:]) if path}
-    strangers = named - set(chosen if self.wiring else table)
-    if strangers:
-      raise ValueError(
-        f"SAN: the wiring names {sorted(strangers)[0]!r}, which `sites` does not select."
-      )
-    wires = tuple(
-      wire._replace(recal=wire.recal or wire.site)
-      for wire in wires
-      if {wire.site, *wire.sources, *filter(None, [wire.before, wire.recal])} <= set(chosen)
-    )
+    wires = wires_among(chosen, wires, chosen if self.wiring else table)
     return dataclasses.replace(
       self,
       recal=self._option("recal") if wires else "none",
@@ -143,12 +151,12 @@ class SAN(Method):
     }
     for wire in self.wiring:
       site = table[wire.site]
-      parts = [_stacked(leaves[f"{p}/scale"], table[p], site) for p in wire.sources]
+      parts = [stacked(leaves[f"{p}/scale"], table[p], site) for p in wire.sources]
       source = jnp.concatenate(parts, axis=-1)
       if wire.before:
-        first = _stacked(leaves[f"{wire.before}/scale"], table[wire.before], site)
+        first = stacked(leaves[f"{wire.before}/scale"], table[wire.before], site)
         source = jnp.concatenate([first[:1], source[:-1]])
-      source = _resized(source, site.inputs)
+      source = resized(source, site.inputs)
       if self.recal != "none":
         source = source * leaves[f"{wire.recal}/recal"]
       if self.recal == "diag_bias":
@@ -198,26 +206,3 @@ class SAN(Method):
       return 0.0
     scales = [leaf for path, leaf in flat(tree).items() if path.endswith("scale")]
     return self.reg_lambda * sum(jnp.sum(jnp.square(scale - 1)) for scale in scales)
-
-
-def _stacked(scale, source, site):
-  """A source's output scale as [*site.stack, features]."""
-  scale = jnp.reshape(scale, (*source.stack, -1))
-  if len(source.stack) < len(site.stack):
-    scale = jnp.broadcast_to(scale, (*site.stack, scale.shape[-1]))
-  return scale
-
-
-def _resized(scale, size):
-  """[..., n] as [..., size]: itself, tiled, or linearly interpolated with aligned corners."""
-  n = scale.shape[-1]
-  if n == size:
-    return scale
-  if size % n == 0:
-    return jnp.concatenate([scale] * (size // n), axis=-1)
-  position = np.arange(size) * (n - 1) / (size - 1) if size > 1 else np.zeros(1)
-  low = np.minimum(position.astype(int), n - 2)
-  weight = jnp.asarray(position - low, scale.dtype)
-  weight = jnp.reshape(weight, (1,) * (scale.ndim - 1) + weight.shape)
-  # low + weight * (high - low), so that a vector of ones stays exactly one.
-  return scale[..., low] + weight * (scale[..., low + 1] - scale[..., low])

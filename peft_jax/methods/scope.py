@@ -1,15 +1,7 @@
 """Scopes: which of the backbone's own parameters are trained; no variables of their own.
 
-Every scope trains the head as well. Parameter counts without the head:
-
-              ViT-B/16      Swin-B  ConvNeXt-B
-    full    85,798,656  86,743,224  87,566,464
-    partial  7,089,408  12,603,680   8,450,048   k = 1
-    bias       102,912     137,216     130,304
-    norm        38,400      57,600      40,192
-
-Partial-k as in VPT (Jia et al. 2022, arXiv:2203.12119) and its code. Bias:
-BitFit (Zaken et al. 2022, arXiv:2106.10199).
+Start: equal to the backbone: what is trained are its own parameters.
+Merge: nothing to fold.
 """
 
 from __future__ import annotations
@@ -23,7 +15,17 @@ from peft_jax.sites import NORM
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Full(Method):
-  """Full fine-tuning: every parameter."""
+  """Full fine-tuning: every parameter.
+
+      y = f(x; W)        W: all
+
+  Source: the baseline of every paper; "end2end" in VPT's code.
+  Where: everywhere on a ViT, a Swin or a ConvNeXt, tables of positions included.
+  Count: the backbone, which is the 100 % of the papers' tables.
+  Cost: the gradients of all weights, and an optimizer state of twice their size.
+  Releases: VPT's code trains with the backbone's own dropout of 0.1; the models here have none. It
+    leaves out MoCo v3's fixed table of positions.
+  """
 
   def trains(self, table, paths):
     return frozenset(paths)
@@ -31,20 +33,36 @@ class Full(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(Method):
-  """Linear probing: nothing but the head."""
+  """Linear probing: nothing but the head.
+
+      logits = x W + b        x: the frozen features, D wide
+
+  Source: the baseline of every paper; "linear" in VPT's code.
+  Where: the head of a ViT, a Swin or a ConvNeXt.
+  Count: (D + 1) classes, all in the head.
+  Cost: a forward pass; no gradient enters the backbone.
+  Releases: SSF's code picks parameters by the name "head.", and so trains a ConvNeXt's last norm as
+    well; here it is frozen.
+  """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Partial(Method):
   """Partial-k: what the model runs from its k-th last block on, up to the head.
 
-  On a ViT the last k blocks and the norm after them; on ViT-B/16, for k = 1, 2, 4: 7,089,408,
-  14,177,280, 28,353,024. Stages are counted through, and what runs between trained blocks is
-  trained: k = 2 on Swin-B is the last stage and the final norm, k = 4 these, the merging before
-  them and two blocks of the third stage. VPT's code calls k = 1 on ConvNeXt partial-0.
-  Blocks are the modules named blocks_0, blocks_1, ..., in the order in which they run.
+      f = norm . block_L . ... . block_1        trained: norm and the last k of L blocks
 
-  k: number of blocks, 1 or more.
+  Source: a baseline of VPT, Jia et al. 2022, arXiv:2203.12119, and its code.
+  Where: the last k modules named blocks_0, blocks_1, ..., in the order in which they run, and what
+    runs after the first of them. ViT: k blocks and the norm. Swin, ConvNeXt: stages are counted
+    through; k = 2 on Swin-B is the last stage and the norm, k = 4 these, the merging before them
+    and two blocks of the third stage.
+  Count: 12 D^2 + 13 D in a block of a ViT, 2 D in its norm. ViT-B/16: k = 1 7,089,408, k = 2
+    14,177,280, k = 4 28,353,024.
+  Cost: no gradient enters what runs before.
+  Releases: VPT's code calls k = 1 on a ConvNeXt partial-0.
+
+  k: number of blocks, from 1 to all; ValueError for more, and under a scan.
   """
 
   k: int = 1
@@ -70,11 +88,18 @@ class Partial(Method):
 class Bias(Method):
   """Bias tuning: every bias of the backbone.
 
-  ConvNeXt-B has 130,304; the 129,280 of VPT's code leave out the final norm's 1,024.
+      y = x W + b        b alone
 
-  norms: the biases of norms, too; False leaves 83,712 on ViT-B/16.
-  rel_pos: a Swin's tables of relative positions, too, which VPT's code takes for biases by their
-    name: 200,760 on Swin-B.
+  Source: BitFit, Zaken et al. 2022, arXiv:2106.10199; "tinytl-bias" in VPT's code.
+  Where: the linear layers, convolutions and norms of a ViT, a Swin or a ConvNeXt.
+  Count: the outputs of every layer with a bias: 102,912 on ViT-B/16, 83,712 without the norms'.
+  Cost: the gradients of all activations, of no product's weights.
+  Releases: VPT's code takes a Swin's tables of relative positions for biases by their name:
+    `rel_pos`, 200,760 on Swin-B. On a ConvNeXt it leaves out the last norm (129,280 on ConvNeXt-B)
+    and never updates the others, as its trunk runs without gradients: no option does.
+
+  norms: the biases of norms, too.
+  rel_pos: a Swin's tables of relative positions, too.
   """
 
   norms: bool = True
@@ -88,7 +113,17 @@ class Bias(Method):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Norm(Method):
-  """Norm tuning: scale and bias of every normalisation layer, found by module type."""
+  """Norm tuning: scale and bias of every normalisation layer.
+
+      y = scale * (x - mean) / std + bias        scale and bias alone
+
+  Source: LN-tune in V-PETL Bench.
+  Where: every norm of a ViT, a Swin or a ConvNeXt, found by module type.
+  Count: twice the channels of every norm: 25 * 2 * 768 = 38,400 on ViT-B/16.
+  Cost: the gradients of all activations, of no product's weights.
+  Releases: V-PETL Bench picks parameters by the name "norm", which misses those that timm numbers
+    (a ConvNeXt's at the stem and between its stages).
+  """
 
   def trains(self, table, paths):
     return norm_paths(table) & paths

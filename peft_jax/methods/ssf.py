@@ -2,9 +2,21 @@
 
     y -> scale * y + shift        per channel, the last axis
 
-Lian et al. 2022, arXiv:2210.08823, section 3.2. Initial values are N(1, 0.02^2) and
-N(0, 0.02^2), so a tuned model does NOT start equal to the backbone. Merging: the scale goes
-into the output axis of the kernel (or the norm's scale), b' = scale * b + shift.
+Source: Lian et al. 2022, arXiv:2210.08823, section 3.2.
+Start: N(1, 0.02^2) and N(0, 0.02^2), so a tuned model does NOT start equal to the backbone.
+Merge: the scale goes into the output axis of the kernel (or the norm's scale), b' = scale * b +
+  shift.
+Where: after every linear layer, convolution and norm of a ViT; of a Swin or a ConvNeXt the same but
+  for what lies between the stages. A ConvNeXt has one more pair, on the pooled features before its
+  last norm, which is trained; merging moves the pair into the last stage, which needs scales other
+  than zero.
+Count: 2 outputs at a site: 2 (768 + 12 * 11 * 768 + 768) = 205,824 on ViT-B/16, 74 pairs with a
+  fused qkv. Swin-B and ConvNeXt-B have 147 pairs each, 267,264 and 255,232, beside the last norm.
+Cost: a product and a sum per feature, 0.1 % of a ViT-B/16's forward pass, until it is merged.
+Releases: the official code declares pairs between the stages and never makes them, hence the
+  default of `downsample_pairs`. For a feature map it guesses the axis by its length, which goes
+  wrong where the width in pixels equals the channels (ConvNeXt at 512 pixels); here it is the last.
+  GPS has the same files.
 """
 
 from __future__ import annotations
@@ -29,18 +41,16 @@ BLOCK = r"(?P<model>.*/|)stages_(?P<stage>\d+)/blocks_(?P<block>\d+)/"
 class SSF(Method):
   """A scale and a shift after every linear layer, convolution and norm that `sites` selects.
 
-  Variables at a site with output features fan_out: scale, shift: fan_out.
-  ViT-B/16, all sites: 205,824 variables, as 74 pairs with a fused qkv; Swin-B 267,264 and
-  ConvNeXt-B 255,232, in 147 pairs each.
-  The gradient of the shift on a key layer is zero by mathematics: it adds the same number to
-  all logits of a query, which softmax ignores.
+  Variables at a site with output features fan_out:
+    scale: fan_out   N(1, 0.02^2)
+    shift: fan_out   N(0, 0.02^2); its gradient at a key layer is zero by mathematics: it adds the
+                     same number to all logits of a query, which softmax ignores
 
   downsample_pairs: pairs between the stages of a Swin or a ConvNeXt, too: after the norms and the
-    convolutions (7,168 and 5,376 variables more). The official code declares them and never makes
-    them. A Swin's `reduction` has none in either case.
-  end: path of the norm that reads pooled features; None finds a ConvNeXt's, "" is none. Its pair
-    acts on the features before it, as the official code does, and the norm is trained. Merging
-    moves this pair into the last stage, which needs scales other than zero.
+    convolutions (7,168 and 5,376 numbers more). A Swin's `reduction`, which has no bias to take a
+    shift, has none in either case.
+  end: path of the norm that reads pooled features, whose pair acts on what it reads; None finds a
+    ConvNeXt's, "" is none.
   """
 
   kinds: ClassVar[tuple[type, ...]] = LINEAR + NORM

@@ -3,19 +3,27 @@
     deep      x + attn(x)  ->  x + attn(x, T_i)   keys and values of [norm(x), norm(T_i)], block i
     shallow   x            ->  [x, T]             before the first block
 
-Jia et al. 2022, arXiv:2203.12119, sections 3.2 and 3.3; semantics of the released code. It
-overwrites deep prompts before every block, so that nothing reads what a block made of them: here
-that is not computed, and queries and MLP are the image's alone. The numbers are the same; a step
-with 50 prompts on ViT-B/16 is 2.04 times a plain forward pass instead of the 2.57 that shallow ones
-cost (benchmarks/step_cost.py).
-
-Where they sit. ViT: T_i at the branch `attn`, T at `encoder`. Swin: T_i at `attn`, read by every
-window; T at the first stage: it attends in every window, takes the mean over its sample's windows
-(the released code mixes the samples of a batch here) and merges as four equal tokens; drop path
-acts on it as on the patches of its sample. ConvNeXt: deep or not, a frame of pixels around the
-image, at `stem`.
-
-Prompts are no change of weights: they do not merge, and no tuned model starts as its backbone.
+Source: Jia et al. 2022, arXiv:2203.12119, sections 3.2 and 3.3; semantics of the released code.
+Start: prompts are drawn, so no tuned model starts equal to its backbone.
+Merge: none; prompts are no change of weights, and `Tuned.merge` says so.
+Where: T_i at the branch `attn` of every block, T once.
+  - ViT: T at `encoder`. Prompts have no position: here they stand behind the patches.
+  - Swin: every window reads T_i. T enters at the first stage, attends in every window, takes the
+    mean over its sample's windows and merges as four equal tokens; drop path acts on it as on the
+    patches of its sample.
+  - ConvNeXt: deep or not, a frame of pixels around the image, at `stem`.
+Count: for p prompts, ViT-B/16 deep 9,216 p, shallow 768 p; Swin-B 12,032 p and 128 p; ConvNeXt at
+  224 pixels 12 p (224 + p).
+Cost: 50 deep prompts add 1.5 % to a ViT-B/16's forward pass, shallow ones 26.5 %, as they pass
+  every layer. A frame enlarges the image: p = 10 adds 14 % on ConvNeXt-B.
+Releases: the code overwrites deep prompts before every block, so that nothing reads what a block
+  made of them: here that is not computed, and queries and MLP are the image's alone. The numbers
+  are the same.
+  - The paper's runs: `dropout` 0.1 deep, 0 shallow. The released Swin draws one mask for a batch.
+  - The features of a Swin, and of a ViT that takes a mean, include the last prompts there: `pool`
+    "official".
+  - On a Swin, shallow prompts mix the samples of a batch there: no option does.
+  - NOAH draws prompts in another range: `start` "noah".
 """
 
 from __future__ import annotations
@@ -43,25 +51,20 @@ class VPT(Method):
   Variables, for p = length, width C of the stream and images of S pixels:
     tokens: (p, C)        or (p, project); uniform, see `start`
     kernel, bias: (project, C), (C,)   at `encoder`; N(0, 2 / C), uniform in +-1/sqrt(project)
-    rows, columns: (2 p, S + 2 p, 3), (S, 2 p, 3)   of a frame, in 0..1; p above, left, then below,
-      right; uniform
+    rows: (2 p, S + 2 p, 3)   of a frame, p above and p below; uniform in 0..1
+    columns: (S, 2 p, 3)      of a frame, p left and p right; uniform in 0..1
 
-  ViT-B/16: deep 9,216 p (p = 10: 92,160), shallow 768 p. Swin-B: 12,032 p and 128 p. ConvNeXt at
-  224 pixels: 12 p (224 + p). Prompts have no position, so their place among the tokens, here
-  behind the patches, does not matter.
-
-  length: prompts at a site; of a frame, its pixels on each side (even for patches of 4: a stem
-    leaves out what fills no patch, at the right and below).
+  length: prompts at a site, 1 or more; of a frame, its pixels on each side (even for patches of 4:
+    a stem leaves out what fills no patch, at the right and below).
   deep: other prompts in every block, or one set before the first.
-  dropout: probability of dropping an entry of a prompt, drawn for each sample and insertion from
-    the "tuning" rng stream (the paper: 0.1 deep, 0 shallow; the released Swin draws one for a
-    batch); not of a frame.
+  dropout: probability of dropping an entry of a prompt, in [0, 1), drawn for each sample and
+    insertion from the "tuning" rng stream; not of a frame.
   project: width of a ViT's prompts before a Linear that all share; 0 for none.
   start: of tokens, uniform in +-v: "vpt" has v = sqrt(6 / (3 P^2 + d)), d the width of the first
     prompts and P that of a patch in pixels; "noah" has v = sqrt(6 / (C (p + 1))).
   limit: v itself; None computes it.
-  pool: "image"; "official" keeps the last prompts in the stream, as the released code does, which
-    changes the features of a Swin and of pool="avg", a mean; where deep, not under a scan.
+  pool: "image"; "official" keeps the last prompts in the stream, which changes the features of a
+    Swin and of a ViT with pool="avg", a mean; where deep, not under a scan.
   mean, std: the images' normalisation, which a frame gets, too.
 
   Beside another method on `attn`, VPT comes first in `methods`.

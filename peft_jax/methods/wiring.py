@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+import jax.numpy as jnp
+import numpy as np
+
 
 class Wire(NamedTuple):
   """Where the input scale of one site comes from.
@@ -26,16 +29,32 @@ class Wire(NamedTuple):
   before: str = ""
 
 
-def known_wires(table, qkv_source, proj_source):
-  """The wires of a ViT, a Swin or a ConvNeXt; `table` is in call order.
+def given_wires(wiring):
+  """The Wires of `SAN.wiring`; ValueError where it has another form."""
+  try:
+    return tuple(Wire(*wire) for wire in wiring)
+  except TypeError:
+    form = "((site, (source, ...)), ...)"
+    raise ValueError(f"SAN: wiring={wiring!r} is not of the form {form}.") from None
 
-  ViT as in the official code (SAN-PEFT: train_code/SAN_resize_smooth.py):
-  q, k, v <- patch embedding (or the fc2 of the block before); proj <- q, k, v;
-  fc1 <- proj; fc2 <- fc1. There is none for the others; the same rules give
-  Swin: as ViT, but q, k, v <- what created the stream of their stage (patch embedding, reduction);
-    reduction <- the last fc2 before it, whose channels it reads four times
-  ConvNeXt: dwconv <- what created the stream of its stage (stem, convolution between stages);
-    fc1 <- dwconv; fc2 <- fc1; convolution between stages <- the last fc2 before it.
+
+def wires_among(chosen, wires, known):
+  """The wires whose ends are all `chosen`; ValueError for an end that is not even `known`."""
+  named = {path for wire in wires for path in (wire.site, *wire.sources, *wire[2:]) if path}
+  if strangers := named - set(known):
+    raise ValueError(
+      f"SAN: the wiring names {sorted(strangers)[0]!r}, which `sites` does not select."
+    )
+  return tuple(
+    wire._replace(recal=wire.recal or wire.site)
+    for wire in wires
+    if {wire.site, *wire.sources, *filter(None, [wire.before, wire.recal])} <= set(chosen)
+  )
+
+
+def known_wires(table, qkv_source, proj_source):
+  """The wires of a ViT, a Swin or a ConvNeXt, as in san.py; `table` is in call order.
+
   Raises ValueError for a model without these names.
   """
   stem = next((path for path, site in table.items() if is_stem(site)), None)
@@ -75,3 +94,26 @@ def is_stem(site):
   """Whether a site is the first convolution of one of the known backbones."""
   return site.is_conv and bool(re.search(r"(^|/)(patch_embed|patch_embed/proj|stem/conv)$",
                                          site.path))
+
+
+def stacked(scale, source, site):
+  """A source's output scale as [*site.stack, features]."""
+  scale = jnp.reshape(scale, (*source.stack, -1))
+  if len(source.stack) < len(site.stack):
+    scale = jnp.broadcast_to(scale, (*site.stack, scale.shape[-1]))
+  return scale
+
+
+def resized(scale, size):
+  """[..., n] as [..., size]: itself, tiled, or linearly interpolated with aligned corners."""
+  n = scale.shape[-1]
+  if n == size:
+    return scale
+  if size % n == 0:
+    return jnp.concatenate([scale] * (size // n), axis=-1)
+  position = np.arange(size) * (n - 1) / (size - 1) if size > 1 else np.zeros(1)
+  low = np.minimum(position.astype(int), n - 2)
+  weight = jnp.asarray(position - low, scale.dtype)
+  weight = jnp.reshape(weight, (1,) * (scale.ndim - 1) + weight.shape)
+  # low + weight * (high - low), so that a vector of ones stays exactly one.
+  return scale[..., low] + weight * (scale[..., low + 1] - scale[..., low])

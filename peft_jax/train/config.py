@@ -21,8 +21,10 @@ from ml_collections import config_dict
 
 from peft_jax import methods as methods_lib
 from peft_jax import models
+from peft_jax.data import view
 from peft_jax.data.augment import AUGMENTS
 from peft_jax.data.pipeline import MEAN_STD
+from peft_jax.data.rand_augment import FILTERS
 
 USAGE = 2  # exit code: the command line is wrong
 
@@ -52,6 +54,14 @@ def default():
     "train_split": config_dict.placeholder(str),  # None: the task's; VTAB: train800val200
     "eval_split": config_dict.placeholder(str),  # None: the task's; VTAB: test
     "augment": "none",
+    # How a training image is cut out of its file, with random flips: a name of data.view.VIEWS.
+    # None: as resize does.
+    "view": config_dict.placeholder(str),
+    "interpolation": "random",  # of random_resized_crop and rand_augment: or bicubic, bilinear
+    "rand_augment": config_dict.placeholder(str),  # timm's string, such as rand-m9-mstd0.5-inc1
+    "erasing": 0.0,  # probability of random erasing, each image
+    "mixup": 0.0,  # alphas of the two, 0 is off; both on: one of them per batch, 1/2 each
+    "cutmix": 0.0,
     "normalize": config_dict.placeholder(str),  # None: what the backbone was trained with
     "resident_mb": 2048,  # splits up to this size (MiB of uint8) stay in memory
   }
@@ -242,6 +252,10 @@ def resolve(config):
   _among("parallel", c.parallel, ("jit", "pmap"))
   _among("data.normalize", c.data.normalize, MEAN_STD)
   _among("data.augment", c.data.augment, AUGMENTS)
+  if c.data.view is not None:
+    _among("data.view", c.data.view, view.VIEWS)
+  _among("data.interpolation", c.data.interpolation, FILTERS)
+  view.of(c.data)
   for key in (
     "batch_size",
     "eval.batch_size",
@@ -257,6 +271,10 @@ def resolve(config):
     value = flatten(c)[key]
     if not 0 <= value < 1:
       raise ValueError(f"{key}={value} is outside [0, 1).")
+  if not 0 <= c.data.erasing <= 1:
+    raise ValueError(f"data.erasing={c.data.erasing} is outside [0, 1].")
+  for key in ("mixup", "cutmix"):
+    _range(f"data.{key}", c.data[key], 0)
   for key in ("warmup_epochs", "cooldown_epochs", "lag", "clip", "weight_decay", "lr", "min_lr"):
     _range(f"optim.{key}", c.optim[key], 0)
   for key, value in flatten(c.optim).items():

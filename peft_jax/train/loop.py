@@ -113,8 +113,9 @@ def prepare(config, workdir=None, parallel=None):
   if both := set(train_split.keys) & set(eval_split.keys):
     raise ValueError(
       f"{len(both)} images of data.eval_split={eval_split.name} are among those of "
-      f"data.train_split={train_split.name}; take splits apart, such as "
-      "--config.data.train_split=train800 --config.data.eval_split=val200."
+      f"data.train_split={train_split.name}; choose two of {', '.join(dataset.splits)} that share "
+      "none, such as --config.data.train_split="
+      f"{next(iter(dataset.splits))} --config.data.eval_split={dataset.eval_split}."
     )
   model = models.create(num_classes=dataset.num_classes, **config.model)
   params, base = weights.load(config.weights, model, key=key(config.seed, "weights"))
@@ -159,7 +160,12 @@ def train(config, workdir, parallel, parts, manager):
     compiler_options(config, parallel),
   )
   batches = feed.feed(
-    parts.train_split, config.batch_size, config.seed, parallel, config.data.resident_mb
+    parts.train_split,
+    config.batch_size,
+    config.seed,
+    parallel,
+    config.data.resident_mb,
+    data.view.of(config.data),
   )
   assess = assessor(config, parallel, parts)
   board = log.Board(workdir / "tensorboard", config.log.tensorboard, first)

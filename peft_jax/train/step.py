@@ -99,11 +99,12 @@ def training_step(tuned, tx, config, axis=None):
   """A pure function (state, frozen, batch) -> state.
 
   batch: {"image": uint8 [B, S, S, 3], "label": int32 [B]}; its mean loss plus the methods'
-    penalty is what is minimised, with respect to state["train"] only.
+    penalty is what is minimised, with respect to state["train"] only. An image mixed of two
+    (mixup, cutmix) counts as correct with the label that has the larger share.
   config: of a run, resolved.
   axis: name of a mapped axis over which the batch is divided (pmap); augmentation then equals
-    that of the undivided batch, dropout draws differ, and batch norms take their own part's
-    mean and variance.
+    that of the undivided batch, but mixing pairs the images of each part, with the share of the
+    undivided batch; dropout draws differ, and batch norms take their own part's mean and variance.
   """
 
   seed, ema = config.seed, config.ema
@@ -112,7 +113,11 @@ def training_step(tuned, tx, config, axis=None):
     now = state["step"]
     first = 0 if axis is None else jax.lax.axis_index(axis) * batch["label"].shape[0]
     images = data.augment(batch["image"], key(seed, "augment", now), config.data.augment, first)
+    images, share = data.mix(images, key(seed, "mix", now), config.data.mixup, config.data.cutmix)
     images = data.normalize(images, config.data.normalize)
+    images = data.erase(images, key(seed, "erase", now), config.data.erasing, first)
+    labels = batch["label"]
+    others = None if share is None else labels[::-1]
     rngs = {purpose: key(seed, purpose, now) for purpose in ("dropout", "tuning")}
     if axis is not None:
       rngs = {name: jax.random.fold_in(k, jax.lax.axis_index(axis)) for name, k in rngs.items()}
@@ -121,11 +126,15 @@ def training_step(tuned, tx, config, axis=None):
     def loss_of(train):
       variables = join(train, frozen) | before
       logits, stats = tuned.apply(variables, images, train=True, rngs=rngs, mutable=list(before))
-      loss = cross_entropy(logits, batch["label"], config.label_smoothing).mean()
+      loss = cross_entropy(logits, labels, config.label_smoothing).mean()
+      if share is not None:
+        loss = loss * share
+        loss += (1 - share) * cross_entropy(logits, others, config.label_smoothing).mean()
       return loss + tuned.penalty(variables), (logits, stats)
 
     (loss, (logits, stats)), grads = jax.value_and_grad(loss_of, has_aux=True)(state["train"])
-    correct = (logits.argmax(-1) == batch["label"]).sum(dtype=jnp.int32)
+    likely = labels if share is None else jnp.where(share >= 0.5, labels, others)
+    correct = (logits.argmax(-1) == likely).sum(dtype=jnp.int32)
     seen = jnp.int32(batch["label"].shape[0])
     if axis is not None:
       loss, grads, stats = jax.lax.pmean((loss, grads, stats), axis)

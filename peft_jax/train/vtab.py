@@ -80,7 +80,7 @@ PROMPTS = {
 
 
 def of_task(table, task):
-  """A table's values for a task of VTAB-1k, by any of its names; cifar100's for other tasks."""
+  """A table's values for a task of VTAB-1k, by any of its names; cifar100's for every other."""
   name = task if task in data.OUTSIDE else data.tasks.find(task).name
   return table.get(name, table["cifar100"])
 

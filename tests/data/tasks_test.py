@@ -28,19 +28,48 @@ smallnorb_ele 9 12150
 """
 
 
+# train, val, test, official training set: fgvc's facts. VPT's table, and the data sets' own pages.
+FGVC = """
+cub_200_2011 200 5394 600 5794 5994
+nabirds 555 21536 2393 24633 23929
+oxford_flowers 102 1020 1020 6149 2040
+stanford_dogs 120 10800 1200 8580 12000
+stanford_cars 196 7329 815 8041 8144
+"""
+
+
 def test_rows_are_those_of_vtab_in_the_papers_order():
   rows = [(name, int(k), int(n)) for name, k, n in map(str.split, REFERENCE.split("\n")[1:-1])]
-  assert [(task.name, task.num_classes, task.test) for task in data.VTAB] == rows
+  assert [(task.name, task.num_classes, task.sizes["test"]) for task in data.VTAB] == rows
   assert [task.group for task in data.VTAB] == (
     ["natural"] * 7 + ["specialized"] * 4 + ["structured"] * 8
   )
-  assert sum(task.test for task in data.VTAB) == 387904
+  assert sum(task.sizes["test"] for task in data.VTAB) == 387904
+
+
+def test_rows_are_those_of_fgvc():
+  rows = [(name, *map(int, rest)) for name, *rest in map(str.split, FGVC.split("\n")[1:-1])]
+  splits = ("train", "val", "test", "trainval")
+  assert [(t.name, t.num_classes, *(t.sizes[s] for s in splits)) for t in data.FGVC] == rows
+  assert {(t.group, t.train_split, t.eval_split) for t in data.FGVC} == {
+    ("fgvc", "trainval", "test")
+  }
+
+
+def test_rows_of_cifar100_and_imagenet():
+  cifar100, imagenet = data.GENERAL
+  assert (cifar100.name, cifar100.num_classes) == ("cifar100_full", 100)
+  assert cifar100.sizes == {"train": 50000, "test": 10000}
+  assert (imagenet.name, imagenet.num_classes) == ("imagenet", 1000)
+  assert imagenet.sizes == {"train": 1281167, "val": 50000}
+  assert (imagenet.train_split, imagenet.eval_split) == ("train", "val")
+  assert {imagenet.group, cifar100.group} == {"general"}
 
 
 def test_every_name_and_folder_belongs_to_one_task():
-  names = [name for task in data.VTAB for name in {task.name, *task.folders}]
+  names = [name for task in data.TASKS.values() for name in {task.name, *task.folders}]
   assert len(names) == len(set(names))
-  for task in data.VTAB:
+  for task in data.TASKS.values():
     for folder in task.folders:
       assert tasks.find(folder) is task
 
@@ -54,7 +83,7 @@ def test_class_counts_do_not_come_from_folder_names():
 @pytest.mark.parametrize("task", data.TASKS.values(), ids=data.TASKS)
 def test_there_is_one_distinct_name_a_class(task):
   if task.class_names is None:
-    assert task.name == "dmlab"
+    assert task.name in ("dmlab", "imagenet") or task.group == "fgvc"
   else:
     assert len(set(task.class_names)) == len(task.class_names) == task.num_classes
 

@@ -67,6 +67,39 @@ def test_the_short_side_becomes_248_before_a_centre_crop_of_224(width, height, r
   np.testing.assert_array_equal(transforms.resize(image, 224, "short_side"), expected)
 
 
+@pytest.mark.parametrize(
+  ("how", "size", "width", "height", "resized", "filter"),
+  [
+    ("short_side_875", 224, 300, 400, (256, 341), Image.Resampling.BICUBIC),
+    ("short_side_875", 384, 50, 30, (730, 438), Image.Resampling.BICUBIC),
+    ("short_side_256", 224, 300, 400, (256, 341), Image.Resampling.BILINEAR),
+    ("short_side_256", 384, 50, 30, (731, 439), Image.Resampling.BILINEAR),
+    ("squash_256", 224, 300, 400, (256, 256), Image.Resampling.BICUBIC),
+    ("squash_256", 28, 50, 30, (32, 32), Image.Resampling.BICUBIC),
+  ],
+)
+def test_other_centre_crops(how, size, width, height, resized, filter):
+  image = IMAGE.resize((width, height))
+  left, top = (round((side - size) / 2) for side in resized)
+  expected = image.resize(resized, filter).crop((left, top, left + size, top + size))
+  np.testing.assert_array_equal(transforms.resize(image, size, how), expected)
+
+
+@pytest.mark.parametrize("shape", [(300, 400), (401, 223), (32, 32)], ids=str)
+def test_centre_crops_are_torchvisions(shape):
+  torchvision = pytest.importorskip("torchvision.transforms")
+  image = IMAGE.resize(shape)
+  for how, side, filter in (
+    ("short_side", 248, "bicubic"),
+    ("short_side_875", 256, "bicubic"),
+    ("short_side_256", 256, "bilinear"),
+    ("squash_256", (256, 256), "bicubic"),
+  ):
+    filter = torchvision.InterpolationMode(filter)
+    whole = torchvision.Compose([torchvision.Resize(side, filter), torchvision.CenterCrop(224)])
+    np.testing.assert_array_equal(transforms.resize(image, 224, how), whole(image), err_msg=how)
+
+
 def decode(path, exif=False):
   return transforms.decode(epath.Path(path), exif=exif)
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from peft_jax import data
 from peft_jax.methods import METHODS
 from peft_jax.train import config as config_lib
 
@@ -82,6 +83,13 @@ def test_resolve_makes_everything_explicit_and_json_round_trips():
     ("batch_size", 0, "batch_size=0 is too small; it must be at least 1"),
     ("optim.lr", float("nan"), "optim.lr=nan is too small"),
     ("ema", 1.0, "ema=1.0 is outside [0, 1)"),
+    ("data.view", "random_crop", "There are random_resized_crop, short_crop, squash_crop."),
+    ("data.interpolation", "bicubik", "did you mean 'bicubic'?"),
+    ("data.rand_augment", "rand-m9-inc1", "needs a view: set data.view to one of random_resized"),
+    ("data.erasing", 1.5, "data.erasing=1.5 is outside [0, 1]."),
+    ("data.erasing", float("nan"), "data.erasing=nan is outside [0, 1]."),
+    ("data.mixup", -0.1, "data.mixup=-0.1 is too small; it must be at least 0"),
+    ("data.cutmix", -1.0, "data.cutmix=-1.0 is too small"),
   ],
 )
 def test_a_value_that_cannot_work_is_refused(key, value, sentence):
@@ -91,6 +99,25 @@ def test_a_value_that_cannot_work_is_refused(key, value, sentence):
     config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=re.escape(sentence)):
     config_lib.resolve(config)
+
+
+def test_views_are_checked_with_what_belongs_to_them():
+  config = config_lib.default().unlock()
+  config.weights, config.data.view = "random", "short_crop"
+  config.data.augment = "flip"
+  with pytest.raises(ValueError, match="data.augment=flip would do it again: leave data.augment=n"):
+    config_lib.resolve(config)
+  config.data.augment, config.data.rand_augment = "none", "rand-m9"
+  with pytest.raises(ValueError, match="data.rand_augment='rand-m9' is not understood"):
+    config_lib.resolve(config)
+  config.data.rand_augment = "rand-m9-mstd0.5-inc1"
+  resolved = config_lib.resolve(config)
+  made = data.view.of(resolved.data)
+  assert (made.how, made.interpolation, made.rand_augment.std) == ("short_crop", "random", 0.5)
+  config.data.normalize = "imagenet"
+  assert data.view.of(config_lib.resolve(config).data).fill == (124, 116, 104)
+  config.data.view = config.data.rand_augment = None
+  assert data.view.of(config_lib.resolve(config).data) is None
 
 
 @pytest.mark.parametrize("name", ["adapter", "adaptformer", "vpt"])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from peft_jax import data
+from peft_jax.data.rand_augment import parse
 from peft_jax.train import feed, shard
 
 
@@ -25,6 +26,28 @@ def test_resident_and_streamed_batches_are_the_same_on_all_devices(tiny, how):
       assert batch["image"].addressable_shards[0].data.shape == (8, 16, 16, 3)
     assert previous is None or (previous != chosen).any()
     previous = chosen
+
+
+@pytest.mark.parametrize("how", ["jit", "pmap"])
+def test_views_are_the_same_for_any_devices_and_after_a_restart(how):
+  split = data.open("mini_texture", size=16).split("train800")
+  view = data.view.View("random_resized_crop", rand_augment=parse("rand-m9-mstd0.5-inc1"))
+  feeds = [
+    feed.feed(split, 24, 3, shard.parallel(how, jax.devices()[:count]), 100, view)
+    for count in (1, 8)
+  ]
+  seen = {step: feeds[0](step)["image"] for step in range(4)}
+  for step, images in seen.items():
+    later = feed.feed(split, 24, 3, shard.parallel(how), 0, view)(step)  # begins with this step
+    chosen = data.order(3, step, 24, 800)
+    draws = [data.view.draws(3, step, place) for place in range(24)]
+    np.testing.assert_array_equal(images, split.views(chosen, view, draws))
+    np.testing.assert_array_equal(later["image"], images)
+    np.testing.assert_array_equal(later["label"], split.labels[chosen])
+    np.testing.assert_array_equal(feeds[1](step)["image"], images)
+    assert len(later["image"].sharding.device_set) == 8
+  other = feed.feed(split, 24, 4, shard.parallel(how), 0, view)
+  assert (np.asarray(other(0)["image"]) != seen[0]).any()
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest():

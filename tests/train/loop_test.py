@@ -100,6 +100,30 @@ def test_a_full_disk_loses_nothing_and_the_run_goes_on_to_the_same_bits(
   assert again["trained_sha256"] == result["trained_sha256"]
 
 
+VIEWED = {
+  "methods": ("ssf",),
+  "data.view": "random_resized_crop",
+  "data.rand_augment": "rand-m9-mstd0.5-inc1",
+  "data.erasing": 0.25,
+  "data.mixup": 0.8,
+  "data.cutmix": 1.0,
+  "label_smoothing": 0.1,
+}
+
+
+@pytest.mark.slow
+def test_random_views_are_the_same_bits_after_a_restart(tiny, tmp_path, on_a_full_disk):
+  config = tiny(VIEWED)
+  whole = run(config, tmp_path / "whole")
+  on_a_full_disk(run, config, tmp_path / "stopped")
+  again = run(config, tmp_path / "stopped")
+  assert again["trained_sha256"] == whole["trained_sha256"]
+  stopped, metrics = (tmp_path / name / "metrics.jsonl" for name in ("stopped", "whole"))
+  assert stopped.read_bytes() == metrics.read_bytes()
+  plain = run(tiny({"methods": ("ssf",)}), tmp_path / "plain")
+  assert plain["trained_sha256"] != whole["trained_sha256"]
+
+
 def test_a_first_step_that_diverges_is_not_saved(tiny, tmp_path):
   config = tiny({"optim.lr": 1e38, "checkpoint.every_steps": 1, "eval.every_epochs": 1})
   with pytest.raises(loop.NotFiniteError, match="at step 1; there is no checkpoint in"):
@@ -138,6 +162,11 @@ def test_a_folder_that_cannot_be_made_is_an_oserror(tiny, tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(OSError, match="Not a directory"):
     run(tiny(), tmp_path / "file" / "run")
+
+
+def test_splits_that_share_images_are_refused(tiny):
+  with pytest.raises(ValueError, match="200 images of data.eval_split=val200 .* two of train800, "):
+    loop.prepare(tiny({"data.train_split": "train800val200"}))
 
 
 def test_default_folder_names_the_run(tiny):

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from peft_jax import keys
+from peft_jax import data, keys
 from peft_jax.train import step as steps
 from peft_jax.tree import flat, nest
+from peft_jax.tuned import join
 
 
 def moved(before, after):
@@ -96,6 +97,65 @@ def test_devices_change_nothing_but_rounding(prepared, digits):
       np.testing.assert_allclose(
         flat(many["opt"][1].mu)[path], leaf, rtol=1e-3, atol=1e-5, err_msg=f"{how} {path}"
       )
+
+
+MIXED = {
+  "data.mixup": 0.8,
+  "data.cutmix": 1.0,
+  "data.normalize": "none",
+  "label_smoothing": 0.1,
+  "methods": ("ssf",),
+}
+
+
+def test_the_loss_of_a_mixed_batch_is_that_of_its_soft_targets(prepared, digits):
+  parts, state, take = prepared(MIXED)
+  batch = digits(parts, 16, 1)[0]
+  assert (batch["label"] != batch["label"][::-1]).any()
+  kinds = set()
+  predict = jax.jit(lambda images: parts.tuned.apply(join(parts.train, parts.frozen), images))
+  for now in range(4):
+    new, _ = take({**state, "step": jnp.int32(now)}, [batch])
+    images, share = data.mix(batch["image"], keys.key(0, "mix", now), 0.8, 1.0)
+    share = np.float64(share)
+    kinds.add(bool((images == jnp.round(images)).all()))
+    logits = np.asarray(predict(data.normalize(images, "none")), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    smooth = np.eye(10)[batch["label"]] * (1 - 0.1) + 0.1 / 10
+    target = share * smooth + (1 - share) * smooth[::-1]  # timm's mixup_target
+    expected = -(target * log_p).sum(-1).mean()
+    np.testing.assert_allclose(new["tally"]["loss"] / 16, expected, rtol=1e-5)
+    likely = batch["label"] if share >= 0.5 else batch["label"][::-1]
+    assert new["tally"]["correct"] == (logits.argmax(-1) == likely).sum()
+  assert kinds == {True, False}  # both were drawn
+
+
+@pytest.mark.slow
+def test_mixing_and_erasing_do_not_depend_on_the_devices(prepared, digits):
+  parts, state, take = prepared({**MIXED, "data.erasing": 0.5})
+  batches = digits(parts, 16, 2)
+  one, _ = take(state, batches)
+  many, _ = take(state, batches, "jit", 8)
+  plain, _ = prepared(MIXED)[2](state, batches)
+  assert abs(plain["tally"]["loss"] - one["tally"]["loss"]) > 1e-3
+  np.testing.assert_allclose(many["tally"]["loss"], one["tally"]["loss"], rtol=1e-5)
+  assert many["tally"]["correct"] == one["tally"]["correct"]
+  for path, leaf in flat(one["opt"][1].mu).items():
+    np.testing.assert_allclose(flat(many["opt"][1].mu)[path], leaf, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_under_pmap_each_device_mixes_its_own_part(prepared, digits):
+  parts, state, take = prepared(MIXED)
+  batch = digits(parts, 16, 1)[0]
+  # Pairs of the first half and of the second, put where the whole batch finds them.
+  places = [0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15, 4, 5, 6, 7]
+  paired = {name: values[np.asarray(places)] for name, values in batch.items()}
+  one, _ = take(state, [paired])
+  two, _ = take(state, [batch], "pmap", 2)
+  np.testing.assert_allclose(two["tally"]["loss"], one["tally"]["loss"], rtol=1e-5)
+  other, _ = take(state, [batch])
+  assert abs(other["tally"]["loss"] - one["tally"]["loss"]) > 1e-4
 
 
 def test_label_smoothing_and_cross_entropy_against_numpy():
