@@ -2,22 +2,24 @@
 
     y = x W' + b        W'[i, j] = value[k, j] where i = index[k, j], else W[i, j]
 
-Zhang et al. 2024, "Gradient-based parameter selection for efficient fine-tuning", CVPR,
-arXiv:2312.10136, sections 3.1 to 3.3. The tuned model starts equal to the backbone. Merging writes
-the values into the kernels. A neuron is an output channel of a linear layer or a convolution.
-
-What is chosen, and by what score, is `peft_jax.selection`; `score="magnitude"` and "random" need
-no data and are chosen by `init`. For the other scores `init` leaves every value undefined (NaN)
-until `peft_jax.selection.choose` has filled it.
-
-The released code trains all biases of linear layers and convolutions, a Swin's tables of relative
-positions and a ConvNeXt's layer scale as well, which the paper does not mention, and freezes every
-norm, class token and table of positions; these are the defaults here. Trained on ViT-B/16 at k = 1,
-2, 3: 167,424, 251,136, 334,848; Swin-B 282,168, ConvNeXt-B 238,464 at k = 1; each further k adds
-the number of neurons, 83,712 or 110,208.
-
-Cost of a step: forward, gradient of the activations and 2 T K fan_out operations a layer, where full
-tuning takes 2 T fan_in fan_out; convolutions take the gradient of the whole kernel.
+Source: Zhang et al. 2024, "Gradient-based parameter selection for efficient fine-tuning", CVPR,
+  arXiv:2312.10136, sections 3.1 to 3.3.
+Start: the chosen entries are the kernel's own, so the tuned model starts equal to the backbone.
+Merge: the values are written into the kernels.
+Where: every linear layer and convolution of a ViT, a Swin or a ConvNeXt; a neuron is an output
+  channel. Which entries they are is chosen before training, from the task's images: train.py does
+  so and keeps the choice in selection.safetensors; elsewhere `peft_jax.selection.choose`.
+Count: k a neuron, and the biases. ViT-B/16 at k = 1, 2, 3: 167,424, 251,136, 334,848; each k adds
+  83,712 (Swin-B and ConvNeXt-B 110,208).
+Cost: in a step 2 T k fan_out operations a layer, where full tuning takes 2 T fan_in fan_out;
+  convolutions take the gradient of the whole kernel. None once merged. The choice is one epoch of
+  gradients of two views of each image.
+Releases: the code trains all biases of linear layers and convolutions, a Swin's tables of relative
+  positions and a ConvNeXt's layer scale, which the paper does not mention, and freezes norms, class
+  token and tables of positions: the defaults. It scores in half precision and with drop path on;
+  here in float32 without. It applies its mask only under --amp and trains everything without: here
+  it always holds. "Neuron Random" is `score` "random"; the code shuffles the neurons of GPS's own
+  choice instead: no option yet.
 """
 
 from __future__ import annotations
@@ -49,20 +51,26 @@ class GPS(Method):
   """Chosen entries of the kernels of linear layers and convolutions, and all their biases.
 
   Variables at a site whose kernel has shape fan_in + fan_out:
-    value: [k, *fan_out]  float32, trained; per layer or net [1, n], n entries of this kernel
-    index: the same shape, int32, frozen: flat places in the kernel
+    value: (k,) + fan_out   trained; per layer or net (1, n), n entries of this kernel
+    index: the same shape   int32, frozen: flat places in the kernel
 
-  k: inputs of each neuron; a layer with fewer inputs has all of them trained. Per layer and net,
-    k times the number of neurons of that layer, or of all, are chosen.
-  level: "neuron" (GPS), "layer" (one layer's largest; q, k and v count as one) or "net".
-  score: "contrast", |sum of gradients| of the supervised contrastive loss (GPS); "cross_entropy",
-    that of the cross-entropy of a random head; "magnitude", |W|; "random".
-  temperature: of the contrastive loss.
-  biases, rel_pos, layer_scale: whether those of the backbone are trained; norms: scale and bias of
-    norms, too.
+  "magnitude" and "random" per neuron need no images and are chosen by `init`; for other scores
+  `init` leaves NaN, until `peft_jax.selection.choose` has filled it. Below this method others are
+  folded into the weights; above it they cost what they cost alone.
+
+  k: inputs of each neuron, 1 or more; a layer with fewer has all of them trained. Per layer and net
+    k times the number of neurons of the layer, or of all, are chosen.
+  level: "neuron"; "layer", a layer's largest (q, k and v are one); or "net", the largest of all.
+  score: "contrast", |sum of gradients| of the supervised contrastive loss of two views;
+    "cross_entropy", that of the cross-entropy of a random head; "magnitude", |W|; or "random".
+  temperature: of the contrastive loss, above 0.
+  biases: whether the biases of linear layers and convolutions are trained.
+  rel_pos: whether a Swin's tables of relative positions are.
+  layer_scale: whether the layer scale of a ViT or a ConvNeXt is.
+  norms: whether scale and bias of all norms are.
   form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" whichever is cheaper by count (linear layers up to k = inputs/24).
-  chosen: filled by a selection per layer or net: "path=n" for each kernel with n > 0 entries.
+    and takes them from it, "auto" the former in linear layers where k <= inputs / 24.
+  chosen: of a choice per layer or net, filled by it: "path=n" for a kernel with n > 0 entries.
   """
 
   chooses: ClassVar[bool] = True
@@ -93,8 +101,8 @@ class GPS(Method):
   def bind(self, table, chosen):
     if self.level != "neuron" and not self.chosen:
       raise ValueError(
-        f"GPS: what level={self.level!r} trains depends on the weights and the task: choose it first "
-        "(peft_jax.selection.choose; train.py does so)."
+        f"GPS: what level={self.level!r} trains depends on the weights and the task: choose it "
+        "first (peft_jax.selection.choose; train.py does so)."
       )
     patterns.check_used("GPS", "chosen", self.chosen, chosen)
     return self
@@ -141,8 +149,8 @@ class GPS(Method):
     return math.prod(self.entries(site)) <= BREAK_EVEN * kernel
 
   def trains(self, table, paths):
-    norms, names = norm_paths(table), {
-      "bias": self.biases, "rel_pos": self.rel_pos, "gamma": self.layer_scale, "ls": self.layer_scale,
-    }
-    wanted = {path for path in paths if names.get(path.rpartition("/")[2]) and path not in norms}
+    norms = norm_paths(table)
+    roles = {"bias": self.biases, "rel_pos": self.rel_pos}  # by the name of a parameter
+    roles |= dict.fromkeys(("gamma", "ls"), self.layer_scale)
+    wanted = {path for path in paths - norms if roles.get(path.rpartition("/")[2])}
     return frozenset(wanted | (norms & paths if self.norms else set()))

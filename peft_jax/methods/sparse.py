@@ -2,8 +2,8 @@
 
     W'[i, j] = value[r, c] where index[r, c] = i * fan_out + j, else W[i, j]
 
-A kernel is the matrix [prod(fan_in), prod(fan_out)] here, whatever axes it has. Entries lie in rows:
-of a selection per neuron row r holds the r-th entry of each neuron, so that column c is neuron c.
+A kernel is the matrix [prod(fan_in), prod(fan_out)] here, whatever axes it has. Entries lie in
+rows: of a selection per neuron row r holds the r-th entry of each, so that column c is neuron c.
 
 The gradient of the values is formed from those entries alone,
 

@@ -1,7 +1,7 @@
 """From a method, a backbone and a task's images to what is trained: places in every kernel.
 
-`places` are {site path: int32 [R, C]}, flat places in the kernel as `methods.sparse` reads them: of a
-selection per neuron row r holds the r-th input of each neuron, else there is one row.
+`places` are {site path: int32 [R, C]}, flat places in the kernel as `methods.sparse` reads them:
+of a selection per neuron row r holds the r-th input of each neuron, else there is one row.
 """
 
 import dataclasses
@@ -33,10 +33,11 @@ def choose(method, model, params, table, config, batches=None, steps=0, show=Non
   batches, steps, config, show: as `scores.gradient_sums` takes them, where the score needs data.
   Raises ValueError when no score differs from zero, as below a layer scale or head of zeros.
   """
-  chosen, own = select(table, method.sites, method.kinds, head="head(_dist)?", asker="GPS"), flat(params)
+  chosen = select(table, method.sites, method.kinds, head="head(_dist)?", asker="GPS")
+  own = flat(params)
   if scanned := next((path for path, site in chosen.items() if site.stack), None):
-    raise ValueError(f"GPS chooses from one kernel a layer, but a scan holds all at {scanned!r}: take "
-                     "model.loop='python' or 'remat'.")
+    raise ValueError(f"GPS chooses from one kernel a layer, but a scan holds all at {scanned!r}: "
+                     "take model.loop='python' or 'remat'.")
   kernels = {path: f"{path}/kernel" for path in chosen}
   if method.score == "magnitude":
     found = {path: own[kernel] for path, kernel in kernels.items()}
@@ -51,8 +52,8 @@ def choose(method, model, params, table, config, batches=None, steps=0, show=Non
   matrices = {path: jnp.reshape(found[path], (math.prod(site.fan_in), -1))
               for path, site in chosen.items()}
   if not any(float(jnp.max(jnp.abs(matrix))) for matrix in matrices.values()):
-    raise ValueError("GPS: every score is zero, so nothing can be chosen by it; are the weights those "
-                     "of a trained backbone?")
+    raise ValueError("GPS: every score is zero, so nothing can be chosen by it; are the weights "
+                     "those of a trained backbone?")
   return BY_LEVEL[method.level](matrices, method.k)
 
 

@@ -69,14 +69,14 @@ def check(path, found, wanted):
   """Raises ValueError where a selection was made on other weights, or by another rule."""
   if found["base"] != wanted["base"]:
     raise ValueError(
-      f"The selection {path} was made on weights with fingerprint {found['base'][:16]}, this run has "
-      f"{wanted['base'][:16]}; it means nothing on other weights."
+      f"The selection {path} was made on weights with fingerprint {found['base'][:16]}, this run "
+      f"has {wanted['base'][:16]}; it means nothing on other weights."
     )
   for field in ("method", *RULE):
     there, here = ({"sites": ".*"} | one["method"] for one in (found, wanted))
     if _plain(there.get(field)) != _plain(here.get(field)):
-      raise ValueError(f"The selection {path} was made with {field}={there.get(field)!r}, this run has "
-                       f"{here.get(field)!r}; give the same, or choose anew.")
+      raise ValueError(f"The selection {path} was made with {field}={there.get(field)!r}, this run "
+                       f"has {here.get(field)!r}; give the same, or choose anew.")
 
 
 def _plain(value):

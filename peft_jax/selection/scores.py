@@ -20,9 +20,10 @@ HEAD_STD = 0.02  # of the random head of the cross-entropy
 def contrastive_loss(features, labels, temperature):
   """The supervised contrastive loss of N feature vectors, a float32 scalar.
 
-      L = mean_i -mean_{p in P(i)} [ s_ip - log sum_{a != i} exp s_ia ]      s_ij = z_i . z_j / temperature
+    L = mean_i -mean_{p in P(i)} [ s_ip - log sum_{a != i} exp s_ia ]    s_ij = z_i . z_j / tau
 
-  z: features / |features|; P(i): the others with i's label, its own second view among them.
+  z: features / |features|; P(i): the others with i's label, its own second view among them; tau:
+  the temperature.
   features: [N, D]; labels: [N]; every label must occur twice or more, as two views make sure.
   GPS, equation 2, over a batch instead of the whole set as in the released code.
   """

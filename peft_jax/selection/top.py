@@ -1,7 +1,7 @@
 """From scores to the chosen entries of each kernel: by neuron, by layer or over the whole net.
 
-Scores are matrices [fan_in, fan_out], a kernel's own flattened, and compared by absolute value. Ties
-fall to the lowest input, in a layer to the lowest flat place, in the net to the earliest kernel.
+Scores are matrices [fan_in, fan_out], a kernel's own flattened, and compared by absolute value.
+Ties fall to the lowest input, in a layer to the lowest flat place, in the net to the first kernel.
 """
 
 import jax

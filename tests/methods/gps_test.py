@@ -136,8 +136,8 @@ def test_twenty_steps_of_adamw_equal_those_of_a_masked_kernel(level, form):
   for path in flat(train["params"]):
     keep[path] = jnp.ones_like(keep[path])
   for site, index in places.items():
-    kernel = keep[f"{site}/kernel"]
-    keep[f"{site}/kernel"] = kernel.reshape(-1).at[index.reshape(-1)].set(True).reshape(kernel.shape)
+    mask = keep[f"{site}/kernel"]
+    keep[f"{site}/kernel"] = mask.ravel().at[index.ravel()].set(True).reshape(mask.shape)
   keep = nest(keep)
   dense_loss = lambda params: loss_of(model.apply({"params": params}, x))  # noqa: E731
 

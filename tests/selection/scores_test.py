@@ -25,7 +25,8 @@ THREE = [(1, 0), (0, 1), (0.8, 0.6), (0.6, 0.8), (-0.8, 0.6), (-0.6, 0.8)]
   (THREE, [0, 0, 0], 0.07, 8.64246463),
 ])
 def test_golden_losses(features, labels, temperature, expected):
-  loss = scores.contrastive_loss(jnp.array(features, jnp.float32), jnp.array(labels * 2), temperature)
+  features, labels = jnp.array(features, jnp.float32), jnp.array(labels * 2)
+  loss = scores.contrastive_loss(features, labels, temperature)
   np.testing.assert_allclose(loss, expected, rtol=2e-6)
 
 
