@@ -31,8 +31,9 @@ def default():
   """The configuration every config file starts from; locked, unset values are None.
 
   Units: lr, head_lr, group_lr, warmup_lr, min_lr are absolute (never scaled by the batch);
-  weight_decay is decoupled and multiplied by the learning rate, on matrices only; drop_path
-  is the last block's rate; batch_size is the total over all devices.
+  weight_decay is multiplied by the learning rate, and decoupled but in adam and sgd, where it is
+  added to the gradient; drop_path is the last block's rate; batch_size is the total over all
+  devices.
   """
   c = config_dict.ConfigDict()
   c.seed = 0
@@ -67,6 +68,7 @@ def default():
     "head_dropout": config_dict.placeholder(float),
   }
   c.optim = {
+    "name": "adamw",  # or "adam", "sgd": torch's, with the decay in the gradient
     "lr": 1e-3,
     "head_lr": config_dict.placeholder(float),  # None: lr
     "group_lr": {  # None: lr; one per method's collection, and the backbone's own parameters
@@ -74,6 +76,8 @@ def default():
       "backbone": config_dict.placeholder(float),
     },
     "weight_decay": 0.0,
+    "decay": "matrices",  # or "all": vectors, too, but for the bias of the head's last layer
+    "momentum": 0.9,  # of sgd; 0 is off
     "b1": 0.9,
     "b2": 0.999,
     "eps": 1e-8,
@@ -241,6 +245,8 @@ def resolve(config):
   _among("parallel", c.parallel, ("jit", "pmap"))
   _among("data.normalize", c.data.normalize, MEAN_STD)
   _among("data.augment", c.data.augment, AUGMENTS)
+  _among("optim.name", c.optim.name, ("adamw", "adam", "sgd"))
+  _among("optim.decay", c.optim.decay, ("matrices", "all"))
   for key in (
     "batch_size",
     "eval.batch_size",
@@ -252,7 +258,8 @@ def resolve(config):
     "optim.epochs",
   ):
     _range(key, flatten(c)[key], 1)
-  for key in ("ema", "label_smoothing", "model.drop_path", "optim.b1", "optim.b2"):
+  momenta = ("optim.b1", "optim.b2", "optim.momentum")
+  for key in ("ema", "label_smoothing", "model.drop_path", *momenta):
     value = flatten(c)[key]
     if not 0 <= value < 1:
       raise ValueError(f"{key}={value} is outside [0, 1).")
