@@ -189,12 +189,8 @@ def test_a_wrong_option_names_this_method():
     DoRA(rank=0)
 
 
-@pytest.mark.parametrize("model", [
-  pytest.param(models.Swin(3, width=6, depths=(1, 1), heads=(2, 3), window=3, image_size=20),
-               marks=pytest.mark.slow),
-  models.ConvNeXt(3, (4, 6), (1, 2), image_size=16, layer_scale=0.5, loop="remat"),
-], ids=["swin", "convnext"])
-def test_a_staged_backbone_merges(model):
+def test_a_staged_backbone_merges():
+  model = models.ConvNeXt(3, (4, 6), (1, 2), image_size=16, layer_scale=0.5, loop="remat")
   x = jax.random.normal(jax.random.key(0), (2, model.image_size, model.image_size, 3))
   params = layers.drawn(models.parameters(model), 0)
   tuned = Tuned(model, (DoRA(rank=2),), sites(model, x))

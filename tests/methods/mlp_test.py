@@ -1,6 +1,9 @@
 """MLP-k: the head is all that is trained, and the config builds the model that has it."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from peft_jax.models.layers import Head
 from peft_jax.sites import sites
 from peft_jax.train import config as config_lib
 from peft_jax.tree import flat
-from peft_jax.tuned import Tuned
+from peft_jax.tuned import Tuned, join
 
 
 def tuned(method, name="vit_test", classes=3, **options):
@@ -44,6 +47,48 @@ def test_the_head_is_trained_and_its_statistics_are_not(name):
   assert {labels[path] for path in trained} == {"head"}
   train, frozen = made.split(shapes)
   assert set(flat(train)) == trained and flat(stats).keys() < flat(frozen).keys()
+
+
+@pytest.mark.parametrize("name, loop, options", [
+  ("vit_test", "scan_remat", {}),
+  pytest.param("swin_test", "remat", {"depths": (1, 1), "image_size": 28}, marks=pytest.mark.slow),
+  pytest.param("convnext_test", "remat", {"depths": (1, 1, 1, 1)}, marks=pytest.mark.slow),
+])
+def test_the_laws_of_all_methods(name, loop, options):
+  """As in contract_test, whose models have no such head: loops, gradients, batch mates."""
+  made = tuned(MLPHead(), name, head_layers=3, **options)
+  draw, size = np.random.default_rng(0).standard_normal, made.model.image_size
+  params = jax.tree.map(lambda v: 0.3 * draw(v.shape, np.float32), made.shapes["params"])
+  stats = jax.tree.map(lambda v: v + 0.3 * draw(v.shape, np.float32) ** 2,
+                       statistics.start(made.table))
+  x = draw((5, size, size, 3), np.float32)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def outcome(method, params, x):
+    train, frozen = method.split({"params": params, **stats})
+
+    def loss(train):
+      y = method.apply(join(train, frozen), x)
+      return jnp.sum(jnp.square(y)), y
+
+    return jax.grad(loss, has_aux=True)(train)
+
+  gradients, y = outcome(made, params, x)
+  assert {p for p in flat(params) if p.startswith("head/")} == {
+    p.removeprefix("params/") for p in flat(gradients)}
+  for path, gradient in flat(gradients).items():
+    assert abs(gradient).max() > 1e-3, path
+  other = params | {"head": jax.tree.map(jnp.flip, params["head"])}
+  scale = float(abs(y).max())
+  assert abs(outcome(made, other, x)[1] - y).max() > 1e-2 * scale
+  among = outcome(made, params, jnp.concatenate([x[3:], -x[3:], x[:1]]))[1]
+  np.testing.assert_allclose(among[:2], y[3:], rtol=1e-5, atol=1e-5 * scale)
+  looped = tuned(MLPHead(), name, head_layers=3, loop=loop, **options)
+  again, same = outcome(looped, models.stack_blocks(params) if "scan" in loop else params, x)
+  np.testing.assert_allclose(same, y, rtol=1e-5, atol=1e-5 * scale)
+  for path, gradient in flat(gradients).items():
+    size = float(abs(gradient).max())
+    np.testing.assert_allclose(flat(again)[path], gradient, rtol=2e-4, atol=2e-4 * size)
 
 
 def test_other_methods_leave_the_head_to_itself():

@@ -422,6 +422,17 @@ def test_sites_can_leave_prompts_to_some_blocks():
   assert set(flat(attach((method,), "vit").shapes["vpt"])) == {"encoder/blocks_1/attn/tokens"}
 
 
+def test_a_frame_is_the_same_deep_or_shallow():
+  deep, shallow = (attach((VARIANTS[v],), "convnext") for v in ("deep", "shallow"))
+  bound = [tuned.bound[0][0] for tuned in (deep, shallow)]
+  assert bound[0] == dataclasses.replace(bound[1], deep=True) and bound[0].sites == ("stem",)
+  assert deep.shapes == shallow.shapes
+  framed = [called(VARIANTS[v], "stem", images("convnext"), name="convnext")[0]
+            for v in ("deep", "shallow")]
+  assert framed[0].shape == (3, 22, 22, 3)
+  np.testing.assert_array_equal(*framed)
+
+
 @pytest.mark.parametrize("options, message", [
   ({"length": 0}, "VPT: length=0; it must be at least 1"),
   ({"project": -1}, "VPT: project=-1; it must be at least 0"),
