@@ -15,11 +15,11 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from peft_jax.method import Method
 from peft_jax.methods.axes import along
+from peft_jax.methods.selection import fitting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,22 @@ class IA3(Method):
   Variables at a site: scale, of shape fan_out, or of shape fan_in where the input is scaled.
 
   inputs: regular expression for the names of the layers whose input is scaled.
-  """
 
-  kinds = (nn.Dense, nn.DenseGeneral)
+  Convolutions are left out; a pattern or a path that asks for one is a ValueError.
+  """
 
   sites: str | tuple[str, ...] = r"(.*/)?(attn/[kv]|fc2)"
   collection: str = "ia3"
   inputs: str = "fc2"
 
+  def bind(self, table, chosen):
+    why = "a convolution, and IA3 scales the features of linear layers"
+    fitting(self, chosen, lambda site: site.is_conv, why)
+    return self
+
   def init(self, site, key, params):
+    if site.is_conv:
+      return {}
     return {"scale": jnp.ones(site.fan_in if self._scales_input(site) else site.fan_out)}
 
   def _scales_input(self, site):

@@ -18,9 +18,11 @@ from peft_jax.method import Method
 from peft_jax.methods import patterns
 from peft_jax.methods.axes import narrowed, tokens
 from peft_jax.methods.dropout import check_rate, dropped
+from peft_jax.methods.selection import fitting
 from peft_jax.tree import flat, nest
 
 INITIAL = ("default", "gaussian", "trunc_normal_both")
+GROUPED = "a grouped convolution, whose outputs have no inputs in common"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,8 +50,8 @@ class LoRA(Method):
   share: names of sibling layers that use one A, held at the first: ("q", "k", "v") is LoRA on
     a fused qkv layer (rank 8 on ViT-B/16: 294,912 variables). They need one rank, not one alpha.
 
-  On a convolution A is a convolution to `rank` channels and B a product; on a grouped one s A B is
-  formed and convolved.
+  On a convolution A is a convolution to `rank` channels and B a product. Grouped and depthwise
+  ones are left out; a pattern or a path that asks for one is a ValueError.
   """
 
   collection: str = "lora"
@@ -82,7 +84,7 @@ class LoRA(Method):
     return alpha / (math.sqrt(rank) if self.rslora else rank)
 
   def bind(self, table, chosen):
-    name = type(self).__name__
+    name, chosen = type(self).__name__, fitting(self, chosen, _is_grouped, GROUPED)
     patterns.check_used(name, "rank_pattern", self.rank_pattern, chosen)
     patterns.check_used(name, "alpha_pattern", self.alpha_pattern, chosen)
     for path, site in chosen.items():
@@ -121,6 +123,8 @@ class LoRA(Method):
         )
 
   def init(self, site, key, params):
+    if _is_grouped(site):
+      return {}
     rank = self.rank_at(site.path)
     variables = {"b": jnp.zeros((rank, *site.fan_out))}
     if self.initial == "trunc_normal_both":
@@ -172,10 +176,10 @@ class LoRA(Method):
 
   def _convolved(self, site, v, x):
     """The site's convolution of x with the kernel s A B, as A's followed by a product with B."""
-    scale = self.scale_at(site.path)
-    if site.groups > 1:  # each group's outputs would need an A of their own
-      conv = site.module.clone(use_bias=False)
-      return conv.apply({"params": {"kernel": scale * jnp.tensordot(v["a"], v["b"], 1)}}, x)
     conv = site.module.clone(features=v["a"].shape[-1], use_bias=False)
     low = conv.apply({"params": {"kernel": v["a"]}}, x)
-    return scale * low @ v["b"].astype(low.dtype)
+    return self.scale_at(site.path) * low @ v["b"].astype(low.dtype)
+
+
+def _is_grouped(site):
+  return site.groups > 1

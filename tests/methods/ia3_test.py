@@ -10,7 +10,7 @@ import pytest
 
 from peft_jax import models
 from peft_jax.methods import IA3
-from peft_jax.sites import NoSiteError, sites
+from peft_jax.sites import sites
 from peft_jax.tuned import Tuned
 
 spec = importlib.util.spec_from_file_location("layers", pathlib.Path(__file__).parent / "layers.py")
@@ -54,12 +54,6 @@ def test_what_is_scaled_on_a_vit():
   sizes = {p.removeprefix("ia3/encoder/blocks_7/"): n for p, n in layers.trained(IA3()).items()
            if "/blocks_7/" in p}
   assert sizes == {"attn/k/scale": 768, "attn/v/scale": 768, "mlp/fc2/scale": 3072}
-
-
-def test_a_convolution_is_no_site():
-  model, _, table = layers.by_shapes("convnext_base")
-  with pytest.raises(NoSiteError, match="IA3: 'stem/conv' selects none"):
-    Tuned(model, (IA3(sites=("stem/conv",)),), table)
 
 
 def test_a_staged_backbone_starts_equal_and_merges():

@@ -18,12 +18,12 @@ spec.loader.exec_module(layers)
 QKV = r".*/attn/(q|k|v)"
 
 
-@pytest.mark.parametrize("layer", layers.LAYERS.values(), ids=layers.LAYERS)
+@pytest.mark.parametrize("layer", layers.UNGROUPED.values(), ids=layers.UNGROUPED)
 def test_forms_agree(layer):
   layers.assert_forms_agree(LoRA(rank=2, alpha=3.0, sites="layer"), layer)
 
 
-@pytest.mark.parametrize("layer", layers.LAYERS.values(), ids=layers.LAYERS)
+@pytest.mark.parametrize("layer", layers.UNGROUPED.values(), ids=layers.UNGROUPED)
 def test_the_start_is_the_backbone_bit_for_bit(layer):
   tuned, variables, x = layers.attach(LoRA(rank=2, sites="layer"), *layer)
   variables |= tuned.init(jax.random.key(3), variables["params"])
