@@ -64,7 +64,8 @@ class VPT(Method):
     changes the features of a Swin and of pool="avg", a mean; where deep, not under a scan.
   mean, std: the images' normalisation, which a frame gets, too.
 
-  Beside another method on `attn`, VPT comes first in `methods`.
+  Beside another method on `attn`, VPT comes first in `methods`. Two VPTs, deep and shallow, go
+  together on a ViT only.
   """
 
   kinds: ClassVar[tuple[type, ...]] = (nn.Module,)
@@ -153,6 +154,11 @@ class VPT(Method):
     return nest(leaves)
 
   def call(self, site, v, params, layer, x, rng):
+    if (isinstance(x, tuple) and "end" not in v) or ("rows" in v and x.shape[1:] != site.x[1:]):
+      raise ValueError(
+        f"VPT: {site.path} gets prompts from another VPT, too: keep one of them (only on a ViT do "
+        "deep and shallow prompts go together)."
+      )
     if "rows" in v:
       return layer(params, self._framed(x, v["rows"], v["columns"]))
     if "end" in v:

@@ -457,6 +457,37 @@ def test_options_that_do_not_fit_the_model(name, options, message):
     attach((VPT(**options),), name)
 
 
+PAIR = (VPT(length=3), VPT(length=2, deep=False, collection="more"))
+
+
+@pytest.mark.parametrize("name, methods, place", [
+  ("swin", PAIR, "stages_0/blocks_0/attn"),
+  ("swin", PAIR[::-1], "stages_0/blocks_0/attn"),
+  ("swin", (PAIR[1], VPT(deep=False)), "stages_0"),
+  ("convnext", PAIR, "stem"),
+  ("vit", (PAIR[0], VPT(collection="more")), "encoder/blocks_0/attn"),
+])
+def test_prompts_on_top_of_prompts_are_refused_by_their_place(name, methods, place):
+  tuned = attach(methods, name)
+  with pytest.raises(ValueError, match=f"^VPT: {place} gets prompts from another VPT, too: keep o"):
+    jax.eval_shape(tuned.apply, tuned.shapes, images(name))
+
+
+@pytest.mark.parametrize("methods", [
+  PAIR, pytest.param(PAIR[::-1], marks=pytest.mark.slow)], ids=["deep_first", "shallow_first"])
+def test_deep_and_shallow_prompts_go_together_on_a_vit(methods):
+  """Shallow prompts are then like registers, tokens without a position, and read the deep ones."""
+  v = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables(methods, "vit"))
+  params = {**v["params"], "reg_tokens": v["more"]["encoder"]["tokens"][None]}
+  model = dataclasses.replace(MODELS["vit"], registers=2)
+  deep = [v["vpt"]["encoder"][f"blocks_{i}"]["attn"]["tokens"] for i in range(2)]
+  x = np.asarray(images("vit"), np.float64)
+  expected = np.stack([literal.vit(model, params, image, deep) for image in x])
+  without = np.stack([literal.vit(MODELS["vit"], params, image, deep) for image in x])
+  assert_moved(expected, without)
+  np.testing.assert_allclose(in_float64(methods, "vit"), expected, rtol=0, atol=1e-11)
+
+
 def test_a_scan_keeps_no_last_block():
   with pytest.raises(ValueError, match="VPT: pool='official' makes the last block another one"):
     attach((VARIANTS["deep_official"],), "vit", loop="scan")
