@@ -21,8 +21,9 @@ from peft_jax.method import Method
 class MLPHead(Method):
   """Trains the head alone, as Linear does, in a model created with head_layers and head_dropout.
 
-  A run's config creates it so; the last layer starts as any head here, where VPT draws it as the
-  hidden ones.
+  A run's config creates it so; the last layer starts as any head here, with head_init="vpt" as in
+  VPT's code, which draws it as the hidden ones. Its hidden biases are uniform in +-1/sqrt(D), here
+  zero.
 
   layers: linear layers of the head, 1 or more.
   dropout: rate after each hidden layer, in training.

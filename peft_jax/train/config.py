@@ -23,6 +23,7 @@ from peft_jax import methods as methods_lib
 from peft_jax import models
 from peft_jax.data.augment import AUGMENTS
 from peft_jax.data.pipeline import MEAN_STD
+from peft_jax.models.layers import HEAD_INITS
 
 USAGE = 2  # exit code: the command line is wrong
 
@@ -40,6 +41,7 @@ def default():
   c.task = "mini_texture"
   c.methods = ("san",)  # names in METHODS; the first acts closest to the weights
   c.weights = config_dict.placeholder(str)  # None: the preset's own; "random"; or a file
+  c.head_init = "small"  # std 0.02, zero bias; or "vpt": variance 2 / classes, bias -log 99
   c.batch_size = 64
   c.label_smoothing = 0.0
   c.ema = 0.0  # decay per step; 0 is off; when on, evaluation and output use the average
@@ -245,6 +247,7 @@ def resolve(config):
   _among("parallel", c.parallel, ("jit", "pmap"))
   _among("data.normalize", c.data.normalize, MEAN_STD)
   _among("data.augment", c.data.augment, AUGMENTS)
+  _among("head_init", c.head_init, HEAD_INITS)
   _among("optim.name", c.optim.name, ("adamw", "adam", "sgd"))
   _among("optim.decay", c.optim.decay, ("matrices", "all"))
   for key in (

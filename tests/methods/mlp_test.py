@@ -169,3 +169,24 @@ def test_a_files_own_deep_head_is_not_loaded(tmp_path):
   assert before.keys() == after.keys()
   kept = {path for path, leaf in before.items() if np.array_equal(leaf, after[path])}
   assert kept == {path for path in before if not path.startswith("head")}
+
+
+@pytest.mark.parametrize("spec", ["file", pytest.param("random", marks=pytest.mark.slow)])
+def test_a_head_that_starts_as_in_vpts_code(backbone, spec):
+  spec = backbone if spec == "file" else spec
+  load = functools.partial(weights.load, spec, key=jax.random.key(0))
+  for layers, last in ((1, "head"), (3, "head/out")):
+    model = models.create("vit_test", num_classes=200, head_layers=layers)
+    small, made = (flat(load(model, head=head)[0]) for head in ("small", "vpt"))
+    assert small.keys() == made.keys()
+    other = {p for p, leaf in small.items() if not np.array_equal(leaf, made[p])}
+    assert other == {f"{last}/kernel", f"{last}/bias"}
+    np.testing.assert_allclose(made[f"{last}/kernel"].std(), np.sqrt(2 / 200), rtol=0.05)
+    assert abs(made[f"{last}/kernel"]).max() > 3 * np.sqrt(2 / 200)  # not truncated
+    np.testing.assert_allclose(made[f"{last}/bias"], -4.5951199, rtol=1e-6)
+
+
+def test_the_start_of_the_head_is_a_key_of_the_config():
+  with pytest.raises(ValueError, match="head_init='vtp' does not exist; did you mean 'vpt'?"):
+    config_lib.resolve(config(("linear",), head_init="vtp"))
+  assert config_lib.resolve(config(("linear",), head_init="vpt")).head_init == "vpt"
