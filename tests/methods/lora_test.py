@@ -63,6 +63,12 @@ def test_counts_on_vit_b16(method, count):
   assert sum(layers.trained(method).values()) == count
 
 
+@pytest.mark.slow
+def test_count_on_swin_b():
+  method = LoRA(rank=8, sites=QKV, share=("q", "k", "v"))
+  assert sum(layers.trained(method, "swin_base_patch4_window7_224").values()) == 385_024
+
+
 def test_shared_sites_read_one_a():
   method = LoRA(rank=8, sites=QKV, share=("q", "k", "v"))
   made = {p for p in layers.trained(method) if "/blocks_3/" in p}

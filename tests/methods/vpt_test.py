@@ -330,7 +330,11 @@ def test_the_projection_is_one_layer_for_all_prompts():
   ("swin_base_patch4_window7_224", VPT(length=10), 120_320),
   ("swin_base_patch4_window7_224", VPT(length=10, pool="official"), 120_320),
   ("swin_base_patch4_window7_224", VPT(length=10, deep=False), 1_280),
-  *(("convnext_base", VPT(length=p), n) for p, n in {1: 2_700, 5: 13_740, 11: 31_020}.items()),
+  *(("convnext_base", VPT(length=p), n) for p, n in {
+    1: 2_700, 3: 8_172, 5: 13_740, 7: 19_404, 9: 25_164, 11: 31_020}.items()),
+  *(pytest.param(f"vit_{name}_224", VPT(length=10, deep=deep), 10 * n, marks=pytest.mark.slow)
+    for name, deep, n in [("large_patch16", True, 24_576), ("large_patch16", False, 1_024),
+                          ("huge_patch14", True, 40_960), ("huge_patch14", False, 1_280)]),
   ("convnext_base", VPT(length=5, deep=False, pool="official"), 13_740),
 ])
 def test_counts(name, method, expected):
