@@ -89,6 +89,7 @@ def default():
     "min_lr": 1e-8,
     "epochs": 100,
     "cooldown_epochs": 0,  # at min_lr, after `epochs`
+    "shifted": False,  # whether the cosine sets in at lr, after the warm-up (VPT), not below (timm)
     "lag": 0,  # epochs by which the schedule is late (1: the released SAN loop)
   }
   c.checkpoint = {"every_steps": 500, "keep": 2}

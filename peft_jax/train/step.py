@@ -79,6 +79,7 @@ def rates_of(optim, groups, steps_per_epoch):
       warmup_lr=optim.warmup_lr,
       min_lr=optim.min_lr,
       lag=optim.lag,
+      shifted=optim.shifted,
     )
   return rates
 
