@@ -53,6 +53,8 @@ class VPT(Method):
   length: prompts at a site; of a frame, its pixels on each side (even for patches of 4: a stem
     leaves out what fills no patch, at the right and below).
   deep: other prompts in every block, or one set before the first.
+  shared: one set for all blocks, put in anew before each, where deep (an ablation of VPT's); for
+    blocks of one width, and not under a scan. ViT-B/16: 768 p.
   dropout: probability of dropping an entry of a prompt, drawn for each sample and insertion from
     the "tuning" rng stream (the paper: 0.1 deep, 0 shallow; the released Swin draws one for a
     batch); not of a frame.
@@ -73,6 +75,7 @@ class VPT(Method):
   collection: str = "vpt"
   length: int = 10
   deep: bool = True
+  shared: bool = False
   dropout: float = 0.0
   project: int = 0
   start: str = "vpt"
@@ -115,6 +118,13 @@ class VPT(Method):
         "VPT: pool='official' makes the last block another one, and those of a scan are alike: "
         "take loop='python' or 'remat', or pool='image'."
       )
+    widths, first = {table[path].x[-1] for path in sites}, table[sites[0]]
+    blocks = self.deep and not first.path.endswith("stem")
+    if self.shared and (not blocks or len(widths) > 1 or first.stack):
+      raise ValueError(
+        "VPT: shared=True is for deep prompts of blocks of one width, such as a ViT's, with "
+        "loop='python' or 'remat': take shared=False."
+      )
     if self.project and not encoder:
       raise ValueError(
         f"VPT: project={self.project} is a layer at a ViT's `encoder`, and `sites` selects none: "
@@ -134,7 +144,7 @@ class VPT(Method):
       side = site.x[1]
       variables["rows"] = jax.random.uniform(keys[0], (2 * p, side + 2 * p, 3))
       variables["columns"] = jax.random.uniform(keys[1], (side, 2 * p, 3))
-    elif site.path in (self.sites if self.deep else self.sites[:1]):
+    elif site.path in (self.sites if self.deep and not self.shared else self.sites[:1]):
       width = self.project or site.x[-1]
       limit = math.sqrt(6 / (width * (p + 1))) if self.limit is None else self.limit
       variables["tokens"] = _uniform(keys[2], (p, width), limit)
@@ -149,6 +159,9 @@ class VPT(Method):
         for name in ("kernel", "bias")
       )
       leaves = {path: (y := tokens @ kernel) + along(bias, y) for path, tokens in leaves.items()}
+    if self.shared:
+      (tokens,) = leaves.values()
+      leaves = {f"{path}/tokens": tokens for path in self.sites}
     if not self.deep and len(self.sites) > 1:
       leaves[f"{self.sites[-1]}/end"] = jnp.zeros(())
     return nest(leaves)

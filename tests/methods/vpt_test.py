@@ -152,6 +152,15 @@ def test_prompts_are_those_inserted_literally_for_each_image_alone(name, variant
   np.testing.assert_allclose(in_float64((method,), name), expected, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("official", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_shared_prompts_are_the_same_ones_before_every_block(official):
+  method = VPT(length=3, shared=True, pool="official" if official else "image")
+  (prompts,) = prompts_of(method, "registers")
+  expected = by_hand((method,), "registers", [prompts] * 2, official=official)
+  assert_moved(expected, by_hand((method,), "registers", [prompts], official=official))
+  np.testing.assert_allclose(in_float64((method,), "registers"), expected, rtol=0, atol=1e-11)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "registers", "swin"])
 def test_without_prompts_the_literal_model_is_the_model(name):
@@ -327,6 +336,7 @@ def test_the_projection_is_one_layer_for_all_prompts():
   *(("vit_base_patch16_224", VPT(length=p), 9_216 * p) for p in (10, 50, 100, 200)),
   *(("vit_base_patch16_224", VPT(length=p, deep=False), 768 * p) for p in (10, 50, 100, 200)),
   ("vit_base_patch16_224", VPT(length=10, project=64), 12 * 10 * 64 + 64 * 768 + 768),
+  ("vit_base_patch16_224", VPT(length=10, shared=True), 7_680),
   ("swin_base_patch4_window7_224", VPT(length=10), 120_320),
   ("swin_base_patch4_window7_224", VPT(length=10, pool="official"), 120_320),
   ("swin_base_patch4_window7_224", VPT(length=10, deep=False), 1_280),
@@ -455,6 +465,9 @@ def test_invalid_options(options, message):
   ("vit", {"sites": ".*/attn", "pool": "official"}, "selects no encoder/blocks_1, where prompts"),
   ("vit", {"sites": ".*/attn", "project": 4}, "VPT: project=4 is a layer at a ViT's `encoder`"),
   ("swin", {"project": 4}, "VPT: project=4 is a layer at a ViT's `encoder`"),
+  ("swin", {"shared": True}, "VPT: shared=True is for deep prompts of blocks of one width"),
+  ("convnext", {"shared": True}, "VPT: shared=True is for deep prompts of blocks of one"),
+  ("vit", {"shared": True, "deep": False}, "VPT: shared=True is for deep prompts of blocks of one"),
 ])
 def test_options_that_do_not_fit_the_model(name, options, message):
   with pytest.raises(ValueError, match=message):
@@ -493,6 +506,8 @@ def test_deep_and_shallow_prompts_go_together_on_a_vit(methods):
 
 
 def test_a_scan_keeps_no_last_block():
+  with pytest.raises(ValueError, match="VPT: shared=True is for .* take shared=False"):
+    attach((VPT(shared=True),), "vit", loop="scan")
   with pytest.raises(ValueError, match="VPT: pool='official' makes the last block another one"):
     attach((VARIANTS["deep_official"],), "vit", loop="scan")
 
