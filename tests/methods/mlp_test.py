@@ -49,10 +49,11 @@ def test_the_head_is_trained_and_its_statistics_are_not(name):
   assert set(flat(train)) == trained and flat(stats).keys() < flat(frozen).keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, loop, options", [
   ("vit_test", "scan_remat", {}),
-  pytest.param("swin_test", "remat", {"depths": (1, 1), "image_size": 28}, marks=pytest.mark.slow),
-  pytest.param("convnext_test", "remat", {"depths": (1, 1, 1, 1)}, marks=pytest.mark.slow),
+  ("swin_test", "remat", {"depths": (1, 1), "image_size": 28}),
+  ("convnext_test", "remat", {"depths": (1, 1, 1, 1)}),
 ])
 def test_the_laws_of_all_methods(name, loop, options):
   """As in contract_test, whose models have no such head: loops, gradients, batch mates."""

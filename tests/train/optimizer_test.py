@@ -132,6 +132,7 @@ def test_the_last_bias_of_every_head_is_found():
   assert partition.last_biases(Tuned(deit, (), sites(deit, IMAGES), head="")) == set()
 
 
+@pytest.mark.slow
 def test_sgd_trains_a_model_and_keeps_one_buffer(prepared, digits):
   parts, state, take = prepared({"optim.name": "sgd", "optim.lr": 0.5})
   buffers = [leaf for leaf in jax.tree.leaves(state["opt"]) if leaf.ndim]
