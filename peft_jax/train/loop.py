@@ -112,7 +112,9 @@ def prepare(config):
       f"{next(iter(dataset.splits))} --config.data.eval_split={dataset.eval_split}."
     )
   model = models.create(num_classes=dataset.num_classes, **config.model)
-  params, base = weights.load(config.weights, model, key=key(config.seed, "weights"))
+  params, base = weights.load(
+    config.weights, model, key=key(config.seed, "weights"), head=config.head_init
+  )
   tuned = Tuned(model, methods.build(config), sites(model, models.images(model)))
   variables = {"params": params, **tuned.init(key(config.seed, "methods"), params)}
   trained, frozen = tuned.split(variables)
