@@ -1,15 +1,19 @@
 """Every config of configs/ takes two steps and is evaluated, on a model of one block."""
 
+import functools
 import pathlib
+import re
 
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from peft_jax import models, weights
+from peft_jax import count, methods, models, weights
 from peft_jax.models import presets
+from peft_jax.sites import sites
 from peft_jax.train import config as config_lib
 from peft_jax.train import loop
+from peft_jax.tuned import Tuned
 
 # By method: CIFAR-100's and ImageNet's, which make the same program, follow each other.
 CONFIGS = sorted(
@@ -62,3 +66,22 @@ def test_a_config_says_how_it_is_run_and_what_it_aims_at():
     if path.stem.startswith(RECIPES):
       flat = " ".join(text.split())
       assert "not run here" in flat.lower() and "Trained: " in flat and "Needs " in flat, path
+
+
+@functools.cache
+def trained(method):
+  """How much `method` trains on ViT-B/16 beside the head's last layer, of ten classes."""
+  model = models.create("vit_b16", num_classes=10, **method.builds)
+  return count.count(Tuned(model, (method,), sites(model, models.images(model))))["trained"] - 7690
+
+
+@pytest.mark.slow
+def test_what_a_config_says_it_trains_is_what_it_trains():
+  for path in CONFIGS:
+    if path.stem.startswith(RECIPES):
+      (method,) = methods.build(config_lib.read(str(path)))
+      said = re.search(r"Trained:[^.]*\.", path.read_text().split('"""')[1].replace("\n", " "))[0]
+      numbers = [int(n.replace(",", "")) for n in re.findall(r"\d[\d,]*\d", said)] or [0]
+      each = method.length if "a prompt" in said else 1
+      assert trained(method) == numbers[0] * each, path
+      assert numbers[1:] in ([], [85_798_656]), path
