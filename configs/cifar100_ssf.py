@@ -1,7 +1,8 @@
 """SSF on CIFAR-100, all of it, as its scripts run ViT-B/16, swin_b and convnext_b.
 
-Published for ViT-B/16: 93.99, its best epoch on the test split (93.96 after the last); not run
-here. Trained: 205,824 of 85,798,656, and the head.
+Published for ViT-B/16: 93.99, its best epoch on the test split (93.96 after the last); the 0.69 %
+of the parameters that SAN Table 1 prints as the mean of CIFAR-100 and ImageNet is 0.73 by count.
+Not run here. Trained: 205,824 of 85,798,656, and the head.
 
     python train.py --config=configs/cifar100_ssf.py:backbone=vit_b16
 

@@ -1,10 +1,9 @@
 """LoRA-8 on the fused qkv (one A for q, k and v) on FGVC: ViT-B/16, in SPT's recipe.
 
 SPT overwrites LoRA's initial values (`--config.lora.initial=trunc_normal_both`); here B = 0. Its
-Table 1 prints a mean of 86.0, and 84.8 for LoRA-16 (`--config.lora.rank=16
---config.lora.alpha=16`), which SAN's Table 1 has in its column of Adapter; its scripts for FGVC
-never came out, and its epochs are best ones on the test split: neither number can be checked. Not
-run here. Trained: 294,912 of 85,798,656, and the head.
+Table 1 prints a mean of 86.0, and 84.8 for LoRA-16, which SAN's Table 1 has in its column of
+Adapter; its scripts for FGVC never came out, so neither can be checked. Not run here. Trained:
+294,912 of 85,798,656, and the head.
 
     python train.py --config=configs/fgvc_lora.py:task=cub_200_2011,backbone=vit_b16
 

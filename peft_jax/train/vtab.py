@@ -147,8 +147,8 @@ def start(argument, methods):
   """The config every VTAB recipe starts from, unlocked, with `methods`.
 
   argument: "task=cifar100,backbone=vit_b16"; these are the defaults. Data: data/vtab-1k; weights:
-  in21k files in weights/, see recipe.WEIGHTS. They are published for ViT-B/16, swin_b and
-  convnext_b take the same values.
+  in21k files in weights/, see recipe.WEIGHTS. The values are those of ViT-B/16; swin_b and
+  convnext_b take the same, but for deep prompts on swin_b.
   """
   config = recipe.start(argument, methods, root="data/vtab-1k", default="cifar100")
   config.batch_size = 64  # in all; the last, partial batch is dropped: 15 steps an epoch
