@@ -125,6 +125,7 @@ def vpt(argument, methods):
   config = start(argument, methods)
   config.data.view = "short_crop"  # short side 256, bilinear; a random 224 x 224 of it; flip
   config.data.resize = "short_side_256"  # the centre of the same
+  config.head_init = "vpt"  # variance 2 / classes, bias -log 99
   config.batch_size = 128
   config.optim.warmup_lr = 0.0  # the first epoch changes nothing
   config.optim.min_lr = 0.0

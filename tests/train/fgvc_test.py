@@ -73,6 +73,7 @@ def test_what_vpt_trains_with_sgd(name, resolved):
   assert (config["optim.name"], config["optim.momentum"], config["optim.decay"]) == (
     "sgd", 0.9, "all")
   assert config["optim.weight_decay"] in (0.01, 1e-3, 1e-4, 0.0)
+  assert config["head_init"] == "vpt"
   assert config["optim.lr"] * 256 / config["batch_size"] in (
     50, 25, 10, 5, 2.5, 1, 0.5, 0.25, 0.1, 0.05)
 
@@ -85,6 +86,7 @@ def test_what_vpt_trains_with_adamw(name, resolved):
   assert (config["data.view"], config["data.resize"]) == ("short_crop", "short_side_256")
   assert (config["optim.epochs"], config["optim.warmup_epochs"]) == (100, 10)
   assert (config["optim.warmup_lr"], config["optim.min_lr"]) == (0.0, 0.0)
+  assert config["head_init"] == "vpt"
 
 
 def test_san_has_the_images_of_ssf_and_the_optimizer_of_its_own_script(resolved):
