@@ -30,13 +30,13 @@ from peft_jax.methods import (
 )
 from peft_jax.models.shapes import images
 from peft_jax.sites import sites
-from peft_jax.train import vtab
+from peft_jax.train import fgvc, vtab
 from peft_jax.tuned import Tuned
 
 FILE = pathlib.Path(__file__).with_suffix(".md")
-FGVC = {"cub": 200, "nabirds": 555, "flowers": 102, "dogs": 120, "cars": 196}  # classes
-FGVC_PROMPTS = {  # of VPT: deep, shallow
-  "cub": (10, 150), "nabirds": (50, 50), "flowers": (5, 150), "dogs": (100, 100), "cars": (200, 100)
+FGVC = {  # classes
+  "cub_200_2011": 200, "nabirds": 555, "oxford_flowers": 102, "stanford_dogs": 120,
+  "stanford_cars": 196,
 }
 QKV = dict(sites=".*/attn/(q|k|v)", share=("q", "k", "v"))
 
@@ -105,7 +105,7 @@ def suite(method, name):
     classes = {task.name: task.num_classes for task in tasks.VTAB}
     lengths = vtab.PROMPTS
   else:
-    classes, lengths = FGVC, FGVC_PROMPTS
+    classes, lengths = FGVC, fgvc.PROMPTS
   found = []
   for task, number in classes.items():
     one = method

@@ -2,7 +2,7 @@
 
 VPT chooses learning rate and weight decay of SGD from a grid for each task and does not publish the
 choice; here: NOAH's recipe. VPT prints 52.94 as the mean of the 19 tasks (57.64 of the three
-groups); not run here.
+groups); SAN's Table 1 has 53.30, and rows that give 53.00. Not run here.
 Trained: the head alone.
 
     python train.py --config=configs/vtab_linear.py:task=cifar100,backbone=vit_b16

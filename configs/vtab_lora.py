@@ -2,7 +2,8 @@
 
 They overwrite LoRA's initial values (`--config.lora.initial=trunc_normal_both`); here B = 0. SPT's
 Table 1 prints 74.9 as the mean of the three groups (its tasks give 74.6), NOAH's issue 15 reports
-72.35 from its release; not run here. Trained: 294,912 of 85,798,656, and the head.
+72.35 from its release. 72.63 of the 19 tasks in GPS's and SAN's tables is LoRA-16; not run here.
+Trained: 294,912 of 85,798,656, and the head.
 
     python train.py --config=configs/vtab_lora.py:task=cifar100,backbone=vit_b16
 

@@ -3,7 +3,9 @@
 Images follow SSF's protocol, as the paper says; the released script augments instead. Optimizer,
 batch and warm-up are the script's; its best learning rate of {1e-2, 5e-3, 2.5e-3, 1e-3, 5e-4} per
 task is not published. SAN Table 1 prints a mean of 75.00 (its rows average to 74.99) over 19
-tasks, best epoch on the test split; not run here. Trained: 186,624 of 85,798,656, and the head.
+tasks, best epoch on the test split, and the means of Specialized and Structured at each other's
+place; its scripts hold no list of all 19 tasks. Not run here.
+Trained: 186,624 of 85,798,656, and the head.
 
     python train.py --config=configs/vtab_san.py:task=cifar100,backbone=vit_b16
 

@@ -10,12 +10,12 @@ Needs the image-list folders in data/vtab-1k/<task>/ (made by NOAH's data/vtab-s
 and AugReg's B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
 """
 
-from peft_jax.train import vtab
+from peft_jax.train import recipe, vtab
 
 
 def get_config(argument=""):
   config = vtab.start(argument, ("ssf",))
-  values = vtab.of_task(vtab.SSF, config.task)
+  values = recipe.of_task(vtab.SSF, config.task)
   config.optim.lr = values.lr  # peak, absolute, for batch 64
   config.optim.weight_decay = values.weight_decay  # decoupled; of SSF's variables only the head's
   config.model.drop_path = values.drop_path  # last block's rate

@@ -10,11 +10,11 @@ Needs the image-list folders in data/vtab-1k/<task>/ (made by NOAH's data/vtab-s
 and AugReg's B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
 """
 
-from peft_jax.train import vtab
+from peft_jax.train import recipe, vtab
 
 
 def get_config(argument=""):
   config = vtab.noah(argument, ("vpt",))
   config.vpt.deep = False
-  config.vpt.length = vtab.of_task(vtab.PROMPTS, config.task).shallow
+  config.vpt.length = recipe.of_task(vtab.PROMPTS, config.task).shallow
   return config.lock()

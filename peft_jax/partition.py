@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import jax.numpy as jnp
 
-from peft_jax.sites import NoSiteError, is_head
+from peft_jax.sites import LINEAR, NoSiteError, is_head
 from peft_jax.tree import flat, nest
 
 
@@ -68,3 +70,13 @@ def vectors(tuned, tree):
     return not (is_matrix and (collection != "params" or name == "kernel"))
 
   return nest({path: is_vector(path, leaf) for path, leaf in flat(tree).items()})
+
+
+def last_biases(tuned):
+  """The paths of the biases that are added to the logits: one for each of the model's heads."""
+  last = {}
+  for path, site in tuned.table.items():  # in call order, so the last one stays
+    head = re.match(rf"({tuned.head})(?=/|$)", path) if tuned.head else None
+    if head and issubclass(site.kind, LINEAR):
+      last[head[0]] = f"params/{path}/bias"
+  return frozenset(last.values())

@@ -84,7 +84,7 @@ def to_peft(tuned, train, conv_mlp=False):
 
   conv_mlp: timm's form of ConvNeXt's smallest, see `names.has_conv_mlp`.
   Raises ValueError for what PEFT's LoRA cannot hold: other methods, DoRA on a part of q, k and v,
-  grouped convolutions, a model that timm does not have.
+  a model that timm does not have.
   """
   family = _family(tuned.table)
   methods = [method for method, _ in tuned.bound]
@@ -140,8 +140,6 @@ def _fused(tuned, train, method, places, family):
   leaves = {path: np.asarray(leaf, np.float32) for path, leaf in derived.items()}
   for path, site in places.items():
     if f"{path}/b" in leaves:
-      if site.groups > 1:
-        raise ValueError(f"{path} is a grouped convolution, on which HF PEFT's LoRA is another.")
       leaves[f"{path}/s"] = np.full(site.stack, method.scale_at(path))
   leaves = flat(unstack_blocks(nest(leaves)))
   modules = collections.defaultdict(dict)

@@ -243,7 +243,6 @@ def test_an_atto_stores_convolutions():
   ((Linear(),), "vit_test", "not Linear"),
   ((LoRA(), Bias()), "vit_test", "encoder/blocks_0/attn/.*/bias is trained here, too"),
   ((DoRA(sites=".*/attn/[qv]"),), "vit_test", "attn/qkv has DoRA for q, v alone; on timm's"),
-  ((LoRA(rank=1),), "convnext_test", "stages_0/blocks_0/dwconv is a grouped convolution"),
 ])
 def test_what_pefts_file_cannot_hold(methods, name, message):
   tuned, variables = tuned_at_random(methods, name)

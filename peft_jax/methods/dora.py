@@ -34,32 +34,20 @@ class DoRA(LoRA):
 
   dropout: probability of dropping an entry of x on the way to everything that is added to x W + b,
     in [0, 1), as in HF PEFT; the layer then runs twice.
-
-  Grouped and depthwise convolutions are left out; naming one in `sites` is a ValueError.
   """
 
   collection: str = "dora"
 
   folds_below = True  # the norm is that of the whole kernel, other methods' changes included
 
-  def bind(self, table, chosen):
-    grouped = [path for path, site in chosen.items() if site.groups > 1]
-    if grouped and (len(grouped) == len(chosen) or not isinstance(self.sites, str)):
-      raise ValueError(
-        f"DoRA: {grouped[0]} is a grouped convolution, whose outputs have no inputs in common; "
-        "leave it out of `sites`."
-      )
-    return super().bind(table, {path: s for path, s in chosen.items() if path not in grouped})
-
   def init(self, site, key, params):
-    if site.groups > 1:
-      return {}
-    if "kernel" not in params:
+    made = super().init(site, key, params)
+    if made and "kernel" not in params:
       raise ValueError(
         f"DoRA: the magnitude at {site.path} starts as the norm of its kernel, which is not known; "
         "give the backbone's parameters, tuned.init(key, params)."
       )
-    return {**super().init(site, key, params), "magnitude": _norm(params["kernel"], site)}
+    return {**made, "magnitude": _norm(params["kernel"], site)} if made else {}
 
   def weights(self, site, params, v):
     new = super().weights(site, params, v)

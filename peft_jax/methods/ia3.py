@@ -6,6 +6,7 @@ Source: Liu et al. 2022, arXiv:2205.05638, section 3.3.
 Start: all at one, so the tuned model starts equal to the backbone, bit for bit.
 Merge: W' = W diag(l) and b' = l * b for an output scale, W' = diag(l) W for an input scale.
 Where: the layers k, v and fc2 of every block of a ViT or a Swin, fc2 of a ConvNeXt's blocks.
+  Convolutions are left out; a pattern or a path that asks for one is a ValueError.
 Count: outputs of k and v, inputs of fc2: 12 (768 + 768 + 3,072) = 55,296 on ViT-B/16.
 Cost: a product per feature, below 0.1 % of a forward pass, until it is merged.
 Releases: HF PEFT does the same, where k and v are layers of their own; in timm's fused qkv it
@@ -17,11 +18,11 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from peft_jax.method import Method
 from peft_jax.methods.axes import along
+from peft_jax.methods.fitting import fitting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,18 @@ class IA3(Method):
     `feedforward_modules`.
   """
 
-  kinds = (nn.Dense, nn.DenseGeneral)
-
   sites: str | tuple[str, ...] = r"(.*/)?(attn/[kv]|fc2)"
   collection: str = "ia3"
   inputs: str = "fc2"
 
+  def bind(self, table, chosen):
+    why = "a convolution, and IA3 scales the features of linear layers"
+    fitting(self, chosen, lambda site: site.is_conv, why)
+    return self
+
   def init(self, site, key, params):
+    if site.is_conv:
+      return {}
     return {"scale": jnp.ones(site.fan_in if self._scales_input(site) else site.fan_out)}
 
   def _scales_input(self, site):

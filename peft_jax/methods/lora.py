@@ -5,9 +5,10 @@
 Source: Hu et al. 2022, arXiv:2106.09685, section 4.1.
 Start: B is zero, so the tuned model starts equal to the backbone.
 Merge: W' = W + s A B; b stays.
-Where: every linear layer and every convolution. On a convolution A is a convolution to `rank`
-  channels and B a product; on a grouped one, a ConvNeXt's `dwconv`, s A B is formed and convolved.
-Count: rank (inputs + outputs) at a site; a convolution of k x k has k^2 channels / groups inputs.
+Where: every linear layer and every convolution that is not grouped. On a convolution A is a
+  convolution to `rank` channels and B a product. Grouped and depthwise ones, a ConvNeXt's `dwconv`,
+  are left out; a pattern or a path that asks for one is a ValueError.
+Count: rank (inputs + outputs) at a site; a convolution of k x k has k^2 channels inputs.
   LoRA-k on a fused qkv is 3,072 k a block of ViT-B/16: k = 8 294,912, k = 16 589,824.
 Cost: rank 8 adds 1.5 % to a ViT-B/16's forward pass until it is merged.
 Releases: NOAH's and SPT's LoRA-k is `sites` ".*/attn/(q|k|v)", `share` ("q", "k", "v"), alpha =
@@ -28,9 +29,11 @@ from peft_jax.method import Method
 from peft_jax.methods import patterns
 from peft_jax.methods.axes import narrowed, tokens
 from peft_jax.methods.dropout import check_rate, dropped
+from peft_jax.methods.fitting import fitting
 from peft_jax.tree import flat, nest
 
 INITIAL = ("default", "gaussian", "trunc_normal_both")
+GROUPED = "a grouped convolution, whose outputs have no inputs in common"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,7 @@ class LoRA(Method):
     return alpha / (math.sqrt(rank) if self.rslora else rank)
 
   def bind(self, table, chosen):
-    name = type(self).__name__
+    name, chosen = type(self).__name__, fitting(self, chosen, _is_grouped, GROUPED)
     patterns.check_used(name, "rank_pattern", self.rank_pattern, chosen)
     patterns.check_used(name, "alpha_pattern", self.alpha_pattern, chosen)
     for path, site in chosen.items():
@@ -128,6 +131,8 @@ class LoRA(Method):
         )
 
   def init(self, site, key, params):
+    if _is_grouped(site):
+      return {}
     rank = self.rank_at(site.path)
     variables = {"b": jnp.zeros((rank, *site.fan_out))}
     if self.initial == "trunc_normal_both":
@@ -179,10 +184,10 @@ class LoRA(Method):
 
   def _convolved(self, site, v, x):
     """The site's convolution of x with the kernel s A B, as A's followed by a product with B."""
-    scale = self.scale_at(site.path)
-    if site.groups > 1:  # each group's outputs would need an A of their own
-      conv = site.module.clone(use_bias=False)
-      return conv.apply({"params": {"kernel": scale * jnp.tensordot(v["a"], v["b"], 1)}}, x)
     conv = site.module.clone(features=v["a"].shape[-1], use_bias=False)
     low = conv.apply({"params": {"kernel": v["a"]}}, x)
-    return scale * low @ v["b"].astype(low.dtype)
+    return self.scale_at(site.path) * low @ v["b"].astype(low.dtype)
+
+
+def _is_grouped(site):
+  return site.groups > 1

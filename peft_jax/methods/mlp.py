@@ -10,8 +10,9 @@ Where: in the head of a ViT, a Swin or a ConvNeXt, whose D features it reads. Th
 Count: (k - 1)(D^2 + 3 D) hidden and (D + 1) classes in the last layer. ViT-B/16 with 100 classes:
   MLP-2 669,028, MLP-3 1,261,156, MLP-5 2,445,412, MLP-9 4,813,924.
 Cost: of a linear probe.
-Releases: as VPT's code, ReLU before the norm and dropout 0.1; it draws the last layer as the hidden
-  ones.
+Releases: as VPT's code, ReLU before the norm and dropout 0.1. It draws the last layer as the hidden
+  ones (`head_init="vpt"` does, in a run's config) and hidden biases uniform in +-1/sqrt(D), here
+  zero: no option.
 """
 
 from __future__ import annotations

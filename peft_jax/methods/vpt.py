@@ -57,6 +57,8 @@ class VPT(Method):
   length: prompts at a site, 1 or more; of a frame, its pixels on each side (even for patches of 4:
     a stem leaves out what fills no patch, at the right and below).
   deep: other prompts in every block, or one set before the first.
+  shared: one set for all blocks, put in anew before each, where deep (an ablation of VPT's); for
+    blocks of one width, and not under a scan. ViT-B/16: 768 p.
   dropout: probability of dropping an entry of a prompt, in [0, 1), drawn for each sample and
     insertion from the "tuning" rng stream; not of a frame.
   project: width of a ViT's prompts before a Linear that all share; 0 for none.
@@ -67,7 +69,8 @@ class VPT(Method):
     Swin and of a ViT with pool="avg", a mean; where deep, not under a scan.
   mean, std: the images' normalisation, which a frame gets, too.
 
-  Beside another method on `attn`, VPT comes first in `methods`.
+  Beside another method on `attn`, VPT comes first in `methods`. Two VPTs, deep and shallow, go
+  together on a ViT only.
   """
 
   kinds: ClassVar[tuple[type, ...]] = (nn.Module,)
@@ -75,6 +78,7 @@ class VPT(Method):
   collection: str = "vpt"
   length: int = 10
   deep: bool = True
+  shared: bool = False
   dropout: float = 0.0
   project: int = 0
   start: str = "vpt"
@@ -117,6 +121,13 @@ class VPT(Method):
         "VPT: pool='official' makes the last block another one, and those of a scan are alike: "
         "take loop='python' or 'remat', or pool='image'."
       )
+    widths, first = {table[path].x[-1] for path in sites}, table[sites[0]]
+    blocks = self.deep and not first.path.endswith("stem")
+    if self.shared and (not blocks or len(widths) > 1 or first.stack):
+      raise ValueError(
+        "VPT: shared=True is for deep prompts of blocks of one width, such as a ViT's, with "
+        "loop='python' or 'remat': take shared=False."
+      )
     if self.project and not encoder:
       raise ValueError(
         f"VPT: project={self.project} is a layer at a ViT's `encoder`, and `sites` selects none: "
@@ -136,7 +147,7 @@ class VPT(Method):
       side = site.x[1]
       variables["rows"] = jax.random.uniform(keys[0], (2 * p, side + 2 * p, 3))
       variables["columns"] = jax.random.uniform(keys[1], (side, 2 * p, 3))
-    elif site.path in (self.sites if self.deep else self.sites[:1]):
+    elif site.path in (self.sites if self.deep and not self.shared else self.sites[:1]):
       width = self.project or site.x[-1]
       limit = math.sqrt(6 / (width * (p + 1))) if self.limit is None else self.limit
       variables["tokens"] = _uniform(keys[2], (p, width), limit)
@@ -151,11 +162,19 @@ class VPT(Method):
         for name in ("kernel", "bias")
       )
       leaves = {path: (y := tokens @ kernel) + along(bias, y) for path, tokens in leaves.items()}
+    if self.shared:
+      (tokens,) = leaves.values()
+      leaves = {f"{path}/tokens": tokens for path in self.sites}
     if not self.deep and len(self.sites) > 1:
       leaves[f"{self.sites[-1]}/end"] = jnp.zeros(())
     return nest(leaves)
 
   def call(self, site, v, params, layer, x, rng):
+    if (isinstance(x, tuple) and "end" not in v) or ("rows" in v and x.shape[1:] != site.x[1:]):
+      raise ValueError(
+        f"VPT: {site.path} gets prompts from another VPT, too: keep one of them (only on a ViT do "
+        "deep and shallow prompts go together)."
+      )
     if "rows" in v:
       return layer(params, self._framed(x, v["rows"], v["columns"]))
     if "end" in v:

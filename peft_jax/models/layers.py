@@ -1,6 +1,7 @@
 """What the backbones share: types and epsilons, stochastic depth, attention, checks of options."""
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -22,6 +23,12 @@ kernel_init = nn.initializers.truncated_normal(0.02 / 0.87962566)
 # Of the hidden layers of a head, and the epsilon of its norms.
 hidden_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 NORM_EPS = 1e-5
+# How the kernel and the bias of a head's last layer start: "small", or as in VPT's code, where the
+# bias is that of a class with the probability 1 %.
+HEAD_INITS = {
+  "small": (kernel_init, nn.initializers.zeros),
+  "vpt": (hidden_init, nn.initializers.constant(-math.log(99))),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from peft_jax.data import view
 from peft_jax.data.augment import AUGMENTS
 from peft_jax.data.pipeline import MEAN_STD
 from peft_jax.data.rand_augment import FILTERS
+from peft_jax.models.layers import HEAD_INITS
 
 USAGE = 2  # exit code: the command line is wrong
 
@@ -33,8 +34,9 @@ def default():
   """The configuration every config file starts from; locked, unset values are None.
 
   Units: lr, head_lr, group_lr, warmup_lr, min_lr are absolute (never scaled by the batch);
-  weight_decay is decoupled and multiplied by the learning rate, on matrices only; drop_path
-  is the last block's rate; batch_size is the total over all devices.
+  weight_decay is multiplied by the learning rate, and decoupled but in adam and sgd, where it is
+  added to the gradient; drop_path is the last block's rate; batch_size is the total over all
+  devices.
   """
   c = config_dict.ConfigDict()
   c.seed = 0
@@ -42,6 +44,7 @@ def default():
   c.methods = ("san",)  # names in METHODS; the first acts closest to the weights
   c.weights = config_dict.placeholder(str)  # None: the preset's own; "random"; or a file
   c.selection = config_dict.placeholder(str)  # what gps trains: a run's selection.safetensors
+  c.head_init = "small"  # std 0.02, zero bias; or "vpt": variance 2 / classes, bias -log 99
   c.batch_size = 64
   c.label_smoothing = 0.0
   c.ema = 0.0  # decay per step; 0 is off; when on, evaluation and output use the average
@@ -78,6 +81,7 @@ def default():
     "head_dropout": config_dict.placeholder(float),
   }
   c.optim = {
+    "name": "adamw",  # or "adam", "sgd": torch's, with the decay in the gradient
     "lr": 1e-3,
     "head_lr": config_dict.placeholder(float),  # None: lr
     "group_lr": {  # None: lr; one per method's collection, and the backbone's own parameters
@@ -85,6 +89,8 @@ def default():
       "backbone": config_dict.placeholder(float),
     },
     "weight_decay": 0.0,
+    "decay": "matrices",  # or "all": vectors, too, but for the bias of the head's last layer
+    "momentum": 0.9,  # of sgd; 0 is off
     "b1": 0.9,
     "b2": 0.999,
     "eps": 1e-8,
@@ -94,6 +100,7 @@ def default():
     "min_lr": 1e-8,
     "epochs": 100,
     "cooldown_epochs": 0,  # at min_lr, after `epochs`
+    "shifted": False,  # whether the cosine sets in at lr, after the warm-up (VPT), not below (timm)
     "lag": 0,  # epochs by which the schedule is late (1: the released SAN loop)
   }
   c.checkpoint = {"every_steps": 500, "keep": 2}
@@ -256,6 +263,9 @@ def resolve(config):
     _among("data.view", c.data.view, view.VIEWS)
   _among("data.interpolation", c.data.interpolation, FILTERS)
   view.of(c.data)
+  _among("head_init", c.head_init, HEAD_INITS)
+  _among("optim.name", c.optim.name, ("adamw", "adam", "sgd"))
+  _among("optim.decay", c.optim.decay, ("matrices", "all"))
   for key in (
     "batch_size",
     "eval.batch_size",
@@ -267,7 +277,8 @@ def resolve(config):
     "optim.epochs",
   ):
     _range(key, flatten(c)[key], 1)
-  for key in ("ema", "label_smoothing", "model.drop_path", "optim.b1", "optim.b2"):
+  momenta = ("optim.b1", "optim.b2", "optim.momentum")
+  for key in ("ema", "label_smoothing", "model.drop_path", *momenta):
     value = flatten(c)[key]
     if not 0 <= value < 1:
       raise ValueError(f"{key}={value} is outside [0, 1).")

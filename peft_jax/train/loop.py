@@ -118,7 +118,9 @@ def prepare(config, workdir=None, parallel=None):
       f"{next(iter(dataset.splits))} --config.data.eval_split={dataset.eval_split}."
     )
   model = models.create(num_classes=dataset.num_classes, **config.model)
-  params, base = weights.load(config.weights, model, key=key(config.seed, "weights"))
+  params, base = weights.load(
+    config.weights, model, key=key(config.seed, "weights"), head=config.head_init
+  )
   table = sites(model, models.images(model))
   parallel = parallel or shard.parallel("jit", jax.devices()[:1])
   built, places = choosing.choose(config, workdir, parallel, dataset, train_split, model, params,

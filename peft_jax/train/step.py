@@ -18,27 +18,52 @@ import optax
 from peft_jax import data, partition
 from peft_jax.keys import key
 from peft_jax.train import schedule
+from peft_jax.tree import flat, nest
 from peft_jax.tuned import join
 
 
 def optimizer(tuned, train, optim, steps_per_epoch):
-  """AdamW with a learning rate of its own for each group of `tuned.labels`.
+  """The update rule `optim.name`, with a learning rate for each group of `tuned.labels`.
 
-  Decay is decoupled, multiplied by the learning rate, and spares vectors. `optim.clip` bounds
-  the global norm of all gradients together. Groups: "head" (optim.head_lr), every method's
-  collection and "backbone" (optim.group_lr); those without a rate take optim.lr.
+  With gradient g, weight w, decay d = optim.weight_decay, rate r of the schedule and momentum m:
+
+      adamw   w - r (adam(g) + d w)          decoupled decay
+      adam    w - r adam(g + d w)            torch.optim.Adam
+      sgd     v = m v + g + d w;   w - r v   torch.optim.SGD, v starting at zero
+
+  adam(g) = mean / (sqrt(square) + eps), both moments corrected for their start at zero; b1, b2.
+  Where d acts: see `decays`. `optim.clip` bounds the global norm of all g together, before the
+  decay. Groups: "head" (optim.head_lr), every method's collection and "backbone"
+  (optim.group_lr); those without a rate take optim.lr.
   """
-  decayed = jax.tree.map(lambda vector: not vector, partition.vectors(tuned, train))
   labels = tuned.labels(train)
   rates = rates_of(optim, set(jax.tree.leaves(labels)), steps_per_epoch)
+  adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
+  decay = optax.add_decayed_weights(optim.weight_decay, decays(tuned, train, optim.decay))
+  rules = {
+    "adamw": (adam, decay),
+    "adam": (decay, adam),
+    "sgd": (decay, optax.trace(optim.momentum)),
+  }
   return optax.chain(
     optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity(),
-    optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
-    optax.add_decayed_weights(optim.weight_decay, decayed),
+    *rules[optim.name],
     optax.multi_transform(
       {group: optax.scale_by_learning_rate(rate) for group, rate in rates.items()}, labels
     ),
   )
+
+
+def decays(tuned, train, where):
+  """Where weight decay acts, a tree of bools in the structure of `train`.
+
+  where: "matrices", kernels and the methods' matrices (`partition.vectors` are spared); or "all",
+    everything but the bias of the head's last layer, as the SGD of VPT's code has it.
+  """
+  if where == "matrices":
+    return jax.tree.map(lambda vector: not vector, partition.vectors(tuned, train))
+  spared = partition.last_biases(tuned)
+  return nest({path: path not in spared for path in flat(train)})
 
 
 def rates_of(optim, groups, steps_per_epoch):
@@ -54,6 +79,7 @@ def rates_of(optim, groups, steps_per_epoch):
       warmup_lr=optim.warmup_lr,
       min_lr=optim.min_lr,
       lag=optim.lag,
+      shifted=optim.shifted,
     )
   return rates
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from peft_jax import data
-from peft_jax.train import config as config_lib
+from peft_jax.train import recipe
 
 
 class SSFValues(NamedTuple):
@@ -47,59 +46,111 @@ SSF = {
 
 
 class Prompts(NamedTuple):
-  """VPT's number of prompts: in every block, or before the first."""
+  """VPT's number of prompts: in every block, or before the first, of ViT-B/16; deep of Swin-B."""
 
   deep: int
   shallow: int
+  swin_deep: int
 
 
-# VPT on ViT-B/16 in21k. Its hyper-parameters are not in its repository: these lengths, of its grid
-# {1, 5, 10, 50, 100, 200}, are those that give the percentages its paper prints. That leaves one
-# for every deep task; the shallow ones marked ? may be 1, 5 or 10.
+# VPT, in21k. Its hyper-parameters are not in its repository: these lengths, of its grid
+# {1, 5, 10, 50, 100, 200} (Swin-B: {1, 5, 10, 50}), are those that give the percentages its paper
+# prints. That leaves one for every deep task; the shallow ones marked ? may be 1, 5 or 10. Swin-B's
+# 0.13 % for EuroSAT fits none: 10 gives 0.15 %.
 PROMPTS = {
-  "cifar100": Prompts(10, 100),
-  "caltech101": Prompts(10, 5),  # ?
-  "dtd": Prompts(10, 1),
-  "oxford_flowers102": Prompts(1, 200),
-  "oxford_iiit_pet": Prompts(1, 50),
-  "svhn": Prompts(50, 200),
-  "sun397": Prompts(5, 1),  # ?
-  "patch_camelyon": Prompts(100, 5),  # ?
-  "eurosat": Prompts(100, 50),
-  "resisc45": Prompts(10, 50),
-  "diabetic_retinopathy": Prompts(1, 10),  # ?
-  "clevr_count": Prompts(50, 100),
-  "clevr_dist": Prompts(200, 200),
-  "dmlab": Prompts(100, 100),
-  "kitti_dist": Prompts(50, 100),
-  "dsprites_loc": Prompts(10, 100),
-  "dsprites_ori": Prompts(50, 100),
-  "smallnorb_azi": Prompts(200, 200),
-  "smallnorb_ele": Prompts(200, 200),
+  "cifar100": Prompts(10, 100, 1),
+  "caltech101": Prompts(10, 5, 1),  # ?
+  "dtd": Prompts(10, 1, 1),
+  "oxford_flowers102": Prompts(1, 200, 1),
+  "oxford_iiit_pet": Prompts(1, 50, 1),
+  "svhn": Prompts(50, 200, 50),
+  "sun397": Prompts(5, 1, 1),  # ?
+  "patch_camelyon": Prompts(100, 5, 5),  # ?
+  "eurosat": Prompts(100, 50, 10),
+  "resisc45": Prompts(10, 50, 10),
+  "diabetic_retinopathy": Prompts(1, 10, 1),  # ?
+  "clevr_count": Prompts(50, 100, 50),
+  "clevr_dist": Prompts(200, 200, 50),
+  "dmlab": Prompts(100, 100, 10),
+  "kitti_dist": Prompts(50, 100, 50),
+  "dsprites_loc": Prompts(10, 100, 10),
+  "dsprites_ori": Prompts(50, 100, 5),
+  "smallnorb_azi": Prompts(200, 200, 10),
+  "smallnorb_ele": Prompts(200, 200, 1),
 }
 
 
-def of_task(table, task):
-  """A table's values for a task of VTAB-1k, by any of its names; cifar100's for every other."""
-  name = task if task in data.OUTSIDE else data.tasks.find(task).name
-  return table.get(name, table["cifar100"])
+class GPSValues(NamedTuple):
+  """lr: peak, absolute, for `batch_size`; drop_path: last block; k: weights of each neuron."""
+
+  lr: float
+  batch_size: int
+  drop_path: float
+  k: int
+
+
+# GPS: train_scripts/vit/vtab/<task>/train_gps.sh, as released and as they were for the first eight
+# days; the older values are those that give the paper's mean of 0.25 % of the parameters. All: Adam
+# without weight decay, 100 epochs and 10 at the floor of 1e-8, 10 of warm-up from 1e-7. The paper's
+# 81.1 for CIFAR-100 comes from other code, its authors say (issues 4 and 10); the script for
+# Flowers102 does not parse.
+GPS = {
+  "cifar100": GPSValues(1e-2, 32, 0.0, 1),
+  "caltech101": GPSValues(2e-3, 16, 0.0, 1),
+  "dtd": GPSValues(2e-3, 16, 0.0, 1),
+  "oxford_flowers102": GPSValues(2e-3, 16, 0.0, 1),
+  "oxford_iiit_pet": GPSValues(3e-3, 32, 0.0, 1),
+  "svhn": GPSValues(5e-3, 32, 0.0, 1),
+  "sun397": GPSValues(2.5e-3, 16, 0.0, 1),
+  "patch_camelyon": GPSValues(4e-3, 32, 0.0, 2),
+  "eurosat": GPSValues(2e-3, 16, 0.0, 1),
+  "resisc45": GPSValues(1.5e-3, 16, 0.1, 1),
+  "diabetic_retinopathy": GPSValues(2e-3, 32, 0.2, 1),
+  "clevr_count": GPSValues(3e-4, 16, 0.1, 1),
+  "clevr_dist": GPSValues(2e-3, 16, 0.1, 1),
+  "dmlab": GPSValues(1.5e-3, 16, 0.1, 1),
+  "kitti_dist": GPSValues(1e-3, 16, 0.0, 1),
+  "dsprites_loc": GPSValues(7e-3, 32, 0.0, 1),
+  "dsprites_ori": GPSValues(5e-4, 16, 0.2, 1),
+  "smallnorb_azi": GPSValues(3e-3, 32, 0.1, 1),
+  "smallnorb_ele": GPSValues(3e-4, 32, 0.2, 1),
+}
+
+GPS_FIRST = {
+  "cifar100": GPSValues(1e-2, 32, 0.0, 1),
+  "caltech101": GPSValues(2e-3, 16, 0.0, 1),
+  "dtd": GPSValues(1.5e-3, 16, 0.0, 1),
+  "oxford_flowers102": GPSValues(8e-3, 32, 0.0, 1),
+  "oxford_iiit_pet": GPSValues(8e-3, 32, 0.0, 1),
+  "svhn": GPSValues(5e-3, 32, 0.0, 1),
+  "sun397": GPSValues(1.5e-3, 16, 0.0, 1),
+  "patch_camelyon": GPSValues(1.5e-3, 16, 0.0, 2),
+  "eurosat": GPSValues(1e-3, 32, 0.0, 1),
+  "resisc45": GPSValues(1e-3, 32, 0.0, 1),
+  "diabetic_retinopathy": GPSValues(1.5e-3, 16, 0.2, 2),
+  "clevr_count": GPSValues(1e-3, 32, 0.0, 1),
+  "clevr_dist": GPSValues(8e-3, 32, 0.0, 1),
+  "dmlab": GPSValues(3e-3, 16, 0.1, 1),
+  "kitti_dist": GPSValues(2e-3, 16, 0.0, 1),
+  "dsprites_loc": GPSValues(7e-3, 32, 0.0, 1),
+  "dsprites_ori": GPSValues(5e-3, 32, 0.2, 1),
+  "smallnorb_azi": GPSValues(8e-3, 32, 0.0, 1),
+  "smallnorb_ele": GPSValues(8e-3, 32, 0.0, 1),
+}
+
+# SPT: configs/vtab_*_spt_*.sh. Nothing differs between tasks (see `noah`) but the budget, of these
+# the best for each, in millions of trained parameters; which one is not published.
+SPT_BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 def start(argument, methods):
   """The config every VTAB recipe starts from, unlocked, with `methods`.
 
   argument: "task=cifar100,backbone=vit_b16"; these are the defaults. Data: data/vtab-1k; weights:
-  the AugReg file of ViT-B/16 in weights/, the one SSF, GPS and SAN load.
+  in21k files in weights/, see recipe.WEIGHTS. The values are those of ViT-B/16; swin_b and
+  convnext_b take the same, but for deep prompts on swin_b.
   """
-  given = config_lib.parse_argument(argument, {"task": "cifar100", "backbone": "vit_b16"})
-  config = config_lib.default().unlock()
-  config.methods = methods
-  config.task = given["task"]
-  config.model.name = given["backbone"]
-  if given["backbone"] in ("vit_b16", "vit_base_patch16_224"):
-    config.weights = "weights/B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz"
-  if not given["task"].startswith("mini_"):
-    config.data.root = "data/vtab-1k"
+  config = recipe.start(argument, methods, root="data/vtab-1k", default="cifar100")
   config.batch_size = 64  # in all; the last, partial batch is dropped: 15 steps an epoch
   config.optim.epochs = 100
   config.optim.warmup_epochs = 10

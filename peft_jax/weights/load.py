@@ -12,7 +12,7 @@ from etils import epath
 
 from peft_jax import files
 from peft_jax.models import shapes
-from peft_jax.models.layers import hidden_init, kernel_init
+from peft_jax.models.layers import HEAD_INITS, hidden_init, kernel_init
 from peft_jax.models.stack import stack_blocks, unstack_blocks
 from peft_jax.models.vit import ViT
 from peft_jax.tree import flat, nest
@@ -22,11 +22,12 @@ from peft_jax.weights import table as tables
 # Leaves that may be missing from a file, and how they start. fc_norm: MAE and VPT's code start the
 # norm after mean pooling afresh; the file's own `norm` is then not used.
 FRESH = {
-  r"head(_dist)?/(out/)?kernel": kernel_init,
+  r"head(_dist)?/(out/)?kernel": kernel_init,  # and more, see `started`
   r"head(_dist)?/hidden_\d+/kernel": hidden_init,
   r"head(_dist)?/(\w+/)?bias|fc_norm/bias": nn.initializers.zeros,
   r"head(_dist)?/norm_\d+/scale|fc_norm/scale": nn.initializers.ones,
 }
+LAST = r"head(_dist)?/(out/)?"  # layer of a head
 
 # Attention heads of the weights that have a name of their own.
 HEADS = {"dinov2_vits14": package.HEADS, **tiny.HEADS}
@@ -49,14 +50,16 @@ class Base:
   skipped: tuple = ()
 
 
-def load(spec, model, image_size=None, *, key, table=None):
+def load(spec, model, image_size=None, *, key, table=None, head="small"):
   """(params, Base): the full parameter tree of `model`, in its layout, with a fresh head.
 
   spec: "random", "dinov2_vits14", one of `tiny.FILES`, the path of a file that `reader` can read in
     a layout that `names` knows, or a name on the Hugging Face hub, see `hub`.
   image_size: pixels; must be the model's own, None takes it.
-  key: for what is fresh: the head's kernel, truncated normal of standard deviation 0.02 (its bias
-    is zero); the hidden kernels of a head of several layers, normal of variance 2 / D.
+  key: for what is fresh: the head's kernel, see `head`; the hidden kernels of a head of several
+    layers, normal of variance 2 / D.
+  head: how the last layer of a fresh head starts. "small": truncated normal of standard deviation
+    0.02, bias zero; "vpt": normal of variance 2 / num_classes, bias -log 99, as in VPT's code.
   table: how a position table of another size is resized, one of weights.table.HOW; None takes the
     source's own way: "bicubic_clamped" for dinov2_vits14 and for Swin's tables of relative
     positions, "bicubic_aa" for other files.
@@ -72,14 +75,16 @@ def load(spec, model, image_size=None, *, key, table=None):
     init = jax.jit((model.clone(loop="scan") if isinstance(model, ViT) else plain).init)
     images = jnp.zeros(shapes.images(model).shape, jnp.float32)
     params = unstack_blocks(init(key, images)["params"])
+    if head != "small":
+      there = {path: leaf.shape for path, leaf in flat(params).items()}
+      last = {p: s for p, s in there.items() if re.fullmatch(f"{LAST}(kernel|bias)", p)}
+      params = nest(flat(params) | started(last, key, head))
     base = Base("random", "random", "", fingerprint(params))
   else:
     want = {path: leaf.shape for path, leaf in flat(shapes.parameters(plain)).items()}
     got, file, sha, how, unused = source(spec, model)
     resized, skipped = fit(got, want, file, model, how, table)
-    for i, path in enumerate(sorted(want.keys() - got.keys())):
-      start = next(v for k, v in FRESH.items() if re.fullmatch(k, path))
-      got[path] = np.asarray(start(jax.random.fold_in(key, i), want[path], jnp.float32))
+    got |= started({path: want[path] for path in want.keys() - got.keys()}, key, head)
     base = Base(spec, str(file), sha, fingerprint(nest(got)), resized, (*unused, *skipped))
     for path in sorted(got):  # one at a time: the new array takes the place of the file's
       got[path] = jax.block_until_ready(jax.device_put(got.pop(path), may_alias=False))
@@ -87,6 +92,17 @@ def load(spec, model, image_size=None, *, key, table=None):
   if "scan" in model.loop:
     params = stack_blocks(params)
   return jax.tree.map(jnp.asarray, params), base
+
+
+def started(shapes, key, head):
+  """{path: array} of fresh leaves, {path: shape}."""
+  kernel, bias = HEAD_INITS[head]
+  starts = [(f"{LAST}kernel", kernel), (f"{LAST}bias", bias), *FRESH.items()]
+  made = {}
+  for i, path in enumerate(sorted(shapes)):
+    start = next(v for k, v in starts if re.fullmatch(k, path))
+    made[path] = np.asarray(start(jax.random.fold_in(key, i), shapes[path], jnp.float32))
+  return made
 
 
 def source(spec, model):

@@ -20,11 +20,9 @@ spec = importlib.util.spec_from_file_location("layers", pathlib.Path(__file__).p
 layers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(layers)
 
-UNGROUPED = {n: layer for n, layer in layers.LAYERS.items()
-             if n not in ("grouped", "depthwise", "multiplied")}
 METHOD = DoRA(rank=2, alpha=3.0, sites="layer")
 SCALE = 1.5
-EACH = pytest.mark.parametrize("layer", UNGROUPED.values(), ids=UNGROUPED)
+EACH = pytest.mark.parametrize("layer", layers.UNGROUPED.values(), ids=layers.UNGROUPED)
 
 
 def matrices(variables, fan_in):
@@ -163,21 +161,6 @@ def test_counts_on_vit_b16(method, count):
   assert sum(layers.trained(method).values()) == count
 
 
-def test_the_sites_of_a_convnext_are_all_but_the_depthwise():
-  made = layers.trained(DoRA(rank=4), "convnext_base")
-  lora = layers.trained(LoRA(rank=4), "convnext_base")
-  missing = {p.replace("lora/", "dora/") for p in lora} - set(made)
-  assert len(missing) == 2 * 36 and all("/dwconv/" in path for path in missing)
-  assert any("/downsample/conv/" in path for path in made)
-
-
-@pytest.mark.parametrize("where", [("stages_0/blocks_0/dwconv",), ".*/dwconv"])
-def test_a_depthwise_convolution_is_refused_by_name(where):
-  model, _, table = layers.by_shapes("convnext_base")
-  with pytest.raises(ValueError, match="DoRA: stages_0/blocks_0/dwconv is a grouped convolution"):
-    Tuned(model, (DoRA(rank=1, sites=where),), table)
-
-
 def test_the_kernels_must_be_known():
   tuned, _, _ = layers.attach(METHOD, *layers.LAYERS["dense"])
   with pytest.raises(ValueError, match=r"DoRA: the magnitude at layer .* tuned\.init\(key, params"):
@@ -189,12 +172,8 @@ def test_a_wrong_option_names_this_method():
     DoRA(rank=0)
 
 
-@pytest.mark.parametrize("model", [
-  pytest.param(models.Swin(3, width=6, depths=(1, 1), heads=(2, 3), window=3, image_size=20),
-               marks=pytest.mark.slow),
-  models.ConvNeXt(3, (4, 6), (1, 2), image_size=16, layer_scale=0.5, loop="remat"),
-], ids=["swin", "convnext"])
-def test_a_staged_backbone_merges(model):
+def test_a_staged_backbone_merges():
+  model = models.ConvNeXt(3, (4, 6), (1, 2), image_size=16, layer_scale=0.5, loop="remat")
   x = jax.random.normal(jax.random.key(0), (2, model.image_size, model.image_size, 3))
   params = layers.drawn(models.parameters(model), 0)
   tuned = Tuned(model, (DoRA(rank=2),), sites(model, x))

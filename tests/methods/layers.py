@@ -30,6 +30,8 @@ LAYERS = {
   "depthwise": (functools.partial(conv, 6, feature_group_count=6), (2, 5, 5, 6), 6),
   "multiplied": (functools.partial(conv, 12, feature_group_count=6), (2, 5, 5, 6), 6),
 }
+UNGROUPED = {n: layer for n, layer in LAYERS.items()
+             if n not in ("grouped", "depthwise", "multiplied")}
 NORMS = {
   "layer_norm": (nn.LayerNorm, (2, 3, 6), 6),
   "group_norm": (functools.partial(nn.GroupNorm, 2), (2, 3, 3, 6), 6),

@@ -18,12 +18,12 @@ spec.loader.exec_module(layers)
 QKV = r".*/attn/(q|k|v)"
 
 
-@pytest.mark.parametrize("layer", layers.LAYERS.values(), ids=layers.LAYERS)
+@pytest.mark.parametrize("layer", layers.UNGROUPED.values(), ids=layers.UNGROUPED)
 def test_forms_agree(layer):
   layers.assert_forms_agree(LoRA(rank=2, alpha=3.0, sites="layer"), layer)
 
 
-@pytest.mark.parametrize("layer", layers.LAYERS.values(), ids=layers.LAYERS)
+@pytest.mark.parametrize("layer", layers.UNGROUPED.values(), ids=layers.UNGROUPED)
 def test_the_start_is_the_backbone_bit_for_bit(layer):
   tuned, variables, x = layers.attach(LoRA(rank=2, sites="layer"), *layer)
   variables |= tuned.init(jax.random.key(3), variables["params"])
@@ -61,6 +61,12 @@ def test_the_formula():
 )
 def test_counts_on_vit_b16(method, count):
   assert sum(layers.trained(method).values()) == count
+
+
+@pytest.mark.slow
+def test_count_on_swin_b():
+  method = LoRA(rank=8, sites=QKV, share=("q", "k", "v"))
+  assert sum(layers.trained(method, "swin_base_patch4_window7_224").values()) == 385_024
 
 
 def test_shared_sites_read_one_a():

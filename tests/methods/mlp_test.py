@@ -1,6 +1,9 @@
 """MLP-k: the head is all that is trained, and the config builds the model that has it."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from peft_jax.models.layers import Head
 from peft_jax.sites import sites
 from peft_jax.train import config as config_lib
 from peft_jax.tree import flat
-from peft_jax.tuned import Tuned
+from peft_jax.tuned import Tuned, join
 
 
 def tuned(method, name="vit_test", classes=3, **options):
@@ -44,6 +47,49 @@ def test_the_head_is_trained_and_its_statistics_are_not(name):
   assert {labels[path] for path in trained} == {"head"}
   train, frozen = made.split(shapes)
   assert set(flat(train)) == trained and flat(stats).keys() < flat(frozen).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, loop, options", [
+  ("vit_test", "scan_remat", {}),
+  ("swin_test", "remat", {"depths": (1, 1), "image_size": 28}),
+  ("convnext_test", "remat", {"depths": (1, 1, 1, 1)}),
+])
+def test_the_laws_of_all_methods(name, loop, options):
+  """As in contract_test, whose models have no such head: loops, gradients, batch mates."""
+  made = tuned(MLPHead(), name, head_layers=3, **options)
+  draw, size = np.random.default_rng(0).standard_normal, made.model.image_size
+  params = jax.tree.map(lambda v: 0.3 * draw(v.shape, np.float32), made.shapes["params"])
+  stats = jax.tree.map(lambda v: v + 0.3 * draw(v.shape, np.float32) ** 2,
+                       statistics.start(made.table))
+  x = draw((5, size, size, 3), np.float32)
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def outcome(method, params, x):
+    train, frozen = method.split({"params": params, **stats})
+
+    def loss(train):
+      y = method.apply(join(train, frozen), x)
+      return jnp.sum(jnp.square(y)), y
+
+    return jax.grad(loss, has_aux=True)(train)
+
+  gradients, y = outcome(made, params, x)
+  assert {p for p in flat(params) if p.startswith("head/")} == {
+    p.removeprefix("params/") for p in flat(gradients)}
+  for path, gradient in flat(gradients).items():
+    assert abs(gradient).max() > 1e-3, path
+  other = params | {"head": jax.tree.map(jnp.flip, params["head"])}
+  scale = float(abs(y).max())
+  assert abs(outcome(made, other, x)[1] - y).max() > 1e-2 * scale
+  among = outcome(made, params, jnp.concatenate([x[3:], -x[3:], x[:1]]))[1]
+  np.testing.assert_allclose(among[:2], y[3:], rtol=1e-5, atol=1e-5 * scale)
+  looped = tuned(MLPHead(), name, head_layers=3, loop=loop, **options)
+  again, same = outcome(looped, models.stack_blocks(params) if "scan" in loop else params, x)
+  np.testing.assert_allclose(same, y, rtol=1e-5, atol=1e-5 * scale)
+  for path, gradient in flat(gradients).items():
+    size = float(abs(gradient).max())
+    np.testing.assert_allclose(flat(again)[path], gradient, rtol=2e-4, atol=2e-4 * size)
 
 
 def test_other_methods_leave_the_head_to_itself():
@@ -124,3 +170,24 @@ def test_a_files_own_deep_head_is_not_loaded(tmp_path):
   assert before.keys() == after.keys()
   kept = {path for path, leaf in before.items() if np.array_equal(leaf, after[path])}
   assert kept == {path for path in before if not path.startswith("head")}
+
+
+@pytest.mark.parametrize("spec", ["file", pytest.param("random", marks=pytest.mark.slow)])
+def test_a_head_that_starts_as_in_vpts_code(backbone, spec):
+  spec = backbone if spec == "file" else spec
+  load = functools.partial(weights.load, spec, key=jax.random.key(0))
+  for layers, last in ((1, "head"), (3, "head/out")):
+    model = models.create("vit_test", num_classes=200, head_layers=layers)
+    small, made = (flat(load(model, head=head)[0]) for head in ("small", "vpt"))
+    assert small.keys() == made.keys()
+    other = {p for p, leaf in small.items() if not np.array_equal(leaf, made[p])}
+    assert other == {f"{last}/kernel", f"{last}/bias"}
+    np.testing.assert_allclose(made[f"{last}/kernel"].std(), np.sqrt(2 / 200), rtol=0.05)
+    assert abs(made[f"{last}/kernel"]).max() > 3 * np.sqrt(2 / 200)  # not truncated
+    np.testing.assert_allclose(made[f"{last}/bias"], -4.5951199, rtol=1e-6)
+
+
+def test_the_start_of_the_head_is_a_key_of_the_config():
+  with pytest.raises(ValueError, match="head_init='vtp' does not exist; did you mean 'vpt'?"):
+    config_lib.resolve(config(("linear",), head_init="vtp"))
+  assert config_lib.resolve(config(("linear",), head_init="vpt")).head_init == "vpt"

@@ -43,9 +43,16 @@ COUNTS = {
 }
 
 
-@pytest.mark.parametrize("name", COUNTS)
+LARGE = {
+  "vit_l16": [(Full(), 303_301_632), (Bias(), 272_384), (Partial(), 12_598_272)],
+  "vit_h14": [(Full(), 630_764_800), (Bias(), 453_120), (Partial(), 19_680_000)],
+}
+
+
+@pytest.mark.parametrize(
+  "name", [*COUNTS, *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)])
 def test_counts(name):
-  for method, count in COUNTS[name]:
+  for method, count in (COUNTS | LARGE)[name]:
     sizes = layers.trained(method, name)
     assert all(path.startswith("params/") for path in sizes)
     assert sum(sizes.values()) == count, method

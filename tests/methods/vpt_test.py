@@ -152,6 +152,15 @@ def test_prompts_are_those_inserted_literally_for_each_image_alone(name, variant
   np.testing.assert_allclose(in_float64((method,), name), expected, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("official", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_shared_prompts_are_the_same_ones_before_every_block(official):
+  method = VPT(length=3, shared=True, pool="official" if official else "image")
+  (prompts,) = prompts_of(method, "registers")
+  expected = by_hand((method,), "registers", [prompts] * 2, official=official)
+  assert_moved(expected, by_hand((method,), "registers", [prompts], official=official))
+  np.testing.assert_allclose(in_float64((method,), "registers"), expected, rtol=0, atol=1e-11)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "registers", "swin"])
 def test_without_prompts_the_literal_model_is_the_model(name):
@@ -327,10 +336,15 @@ def test_the_projection_is_one_layer_for_all_prompts():
   *(("vit_base_patch16_224", VPT(length=p), 9_216 * p) for p in (10, 50, 100, 200)),
   *(("vit_base_patch16_224", VPT(length=p, deep=False), 768 * p) for p in (10, 50, 100, 200)),
   ("vit_base_patch16_224", VPT(length=10, project=64), 12 * 10 * 64 + 64 * 768 + 768),
+  ("vit_base_patch16_224", VPT(length=10, shared=True), 7_680),
   ("swin_base_patch4_window7_224", VPT(length=10), 120_320),
   ("swin_base_patch4_window7_224", VPT(length=10, pool="official"), 120_320),
   ("swin_base_patch4_window7_224", VPT(length=10, deep=False), 1_280),
-  *(("convnext_base", VPT(length=p), n) for p, n in {1: 2_700, 5: 13_740, 11: 31_020}.items()),
+  *(("convnext_base", VPT(length=p), n) for p, n in {
+    1: 2_700, 3: 8_172, 5: 13_740, 7: 19_404, 9: 25_164, 11: 31_020}.items()),
+  *(pytest.param(f"vit_{name}_224", VPT(length=10, deep=deep), 10 * n, marks=pytest.mark.slow)
+    for name, deep, n in [("large_patch16", True, 24_576), ("large_patch16", False, 1_024),
+                          ("huge_patch14", True, 40_960), ("huge_patch14", False, 1_280)]),
   ("convnext_base", VPT(length=5, deep=False, pool="official"), 13_740),
 ])
 def test_counts(name, method, expected):
@@ -422,6 +436,17 @@ def test_sites_can_leave_prompts_to_some_blocks():
   assert set(flat(attach((method,), "vit").shapes["vpt"])) == {"encoder/blocks_1/attn/tokens"}
 
 
+def test_a_frame_is_the_same_deep_or_shallow():
+  deep, shallow = (attach((VARIANTS[v],), "convnext") for v in ("deep", "shallow"))
+  bound = [tuned.bound[0][0] for tuned in (deep, shallow)]
+  assert bound[0] == dataclasses.replace(bound[1], deep=True) and bound[0].sites == ("stem",)
+  assert deep.shapes == shallow.shapes
+  framed = [called(VARIANTS[v], "stem", images("convnext"), name="convnext")[0]
+            for v in ("deep", "shallow")]
+  assert framed[0].shape == (3, 22, 22, 3)
+  np.testing.assert_array_equal(*framed)
+
+
 @pytest.mark.parametrize("options, message", [
   ({"length": 0}, "VPT: length=0; it must be at least 1"),
   ({"project": -1}, "VPT: project=-1; it must be at least 0"),
@@ -440,13 +465,49 @@ def test_invalid_options(options, message):
   ("vit", {"sites": ".*/attn", "pool": "official"}, "selects no encoder/blocks_1, where prompts"),
   ("vit", {"sites": ".*/attn", "project": 4}, "VPT: project=4 is a layer at a ViT's `encoder`"),
   ("swin", {"project": 4}, "VPT: project=4 is a layer at a ViT's `encoder`"),
+  ("swin", {"shared": True}, "VPT: shared=True is for deep prompts of blocks of one width"),
+  ("convnext", {"shared": True}, "VPT: shared=True is for deep prompts of blocks of one"),
+  ("vit", {"shared": True, "deep": False}, "VPT: shared=True is for deep prompts of blocks of one"),
 ])
 def test_options_that_do_not_fit_the_model(name, options, message):
   with pytest.raises(ValueError, match=message):
     attach((VPT(**options),), name)
 
 
+PAIR = (VPT(length=3), VPT(length=2, deep=False, collection="more"))
+
+
+@pytest.mark.parametrize("name, methods, place", [
+  ("swin", PAIR, "stages_0/blocks_0/attn"),
+  ("swin", PAIR[::-1], "stages_0/blocks_0/attn"),
+  ("swin", (PAIR[1], VPT(deep=False)), "stages_0"),
+  ("convnext", PAIR, "stem"),
+  ("vit", (PAIR[0], VPT(collection="more")), "encoder/blocks_0/attn"),
+])
+def test_prompts_on_top_of_prompts_are_refused_by_their_place(name, methods, place):
+  tuned = attach(methods, name)
+  with pytest.raises(ValueError, match=f"^VPT: {place} gets prompts from another VPT, too: keep o"):
+    jax.eval_shape(tuned.apply, tuned.shapes, images(name))
+
+
+@pytest.mark.parametrize("methods", [
+  PAIR, pytest.param(PAIR[::-1], marks=pytest.mark.slow)], ids=["deep_first", "shallow_first"])
+def test_deep_and_shallow_prompts_go_together_on_a_vit(methods):
+  """Shallow prompts are then like registers, tokens without a position, and read the deep ones."""
+  v = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables(methods, "vit"))
+  params = {**v["params"], "reg_tokens": v["more"]["encoder"]["tokens"][None]}
+  model = dataclasses.replace(MODELS["vit"], registers=2)
+  deep = [v["vpt"]["encoder"][f"blocks_{i}"]["attn"]["tokens"] for i in range(2)]
+  x = np.asarray(images("vit"), np.float64)
+  expected = np.stack([literal.vit(model, params, image, deep) for image in x])
+  without = np.stack([literal.vit(MODELS["vit"], params, image, deep) for image in x])
+  assert_moved(expected, without)
+  np.testing.assert_allclose(in_float64(methods, "vit"), expected, rtol=0, atol=1e-11)
+
+
 def test_a_scan_keeps_no_last_block():
+  with pytest.raises(ValueError, match="VPT: shared=True is for .* take shared=False"):
+    attach((VPT(shared=True),), "vit", loop="scan")
   with pytest.raises(ValueError, match="VPT: pool='official' makes the last block another one"):
     attach((VARIANTS["deep_official"],), "vit", loop="scan")
 

@@ -1,7 +1,9 @@
 """A run small enough for a test: two blocks of width 24 on 8 x 8 digits at 32 pixels."""
 
+import csv
 import errno
 import functools
+import pathlib
 
 import jax
 import numpy as np
@@ -11,6 +13,7 @@ from peft_jax.train import checkpoint, loop, shard
 from peft_jax.train import config as config_lib
 from peft_jax.train import step as steps
 
+HERE = pathlib.Path(__file__).parent
 FAST = {"xla_backend_optimization_level": 0}  # compiles in half the time, runs slower
 
 
@@ -106,3 +109,61 @@ def on_a_full_disk(monkeypatch):
         run(config, workdir)
 
   return start
+
+
+@pytest.fixture(scope="session")
+def resolved():
+  """A function of ("vtab_ssf", "task=dtd") that gives {key: value} of the resolved config."""
+
+  def read(name, argument):
+    config = config_lib.read(f"{HERE.parents[1]}/configs/{name}.py:{argument}")
+    return config_lib.flatten(config_lib.resolve(config))
+
+  return read
+
+
+@pytest.fixture(scope="session")
+def facts():
+  """A function of a file's name and of columns' values that gives the rows having these."""
+
+  def rows(name, **values):
+    with (HERE / "files" / f"{name}.csv").open() as file:
+      found = [r for r in csv.DictReader(file) if all(r[k] == v for k, v in values.items())]
+    assert found
+    return found
+
+  return rows
+
+
+@pytest.fixture(scope="session")
+def ssf_script():
+  """A function of a row of files/ssf.csv, a published script, that gives what the config is."""
+  number = {
+    "batch_size": "global_batch", "optim.epochs": "epochs_arg", "optim.lr": "lr",
+    "optim.cooldown_epochs": "cooldown_epochs", "optim.warmup_epochs": "warmup_epochs",
+    "optim.weight_decay": "weight_decay", "optim.warmup_lr": "warmup_lr", "optim.min_lr": "min_lr",
+    "model.drop_path": "drop_path", "model.image_size": "img_size", "ema": "ema_decay",
+    "data.erasing": "random_erasing", "data.mixup": "mixup_alpha", "data.cutmix": "cutmix_alpha",
+    "label_smoothing": "label_smoothing",
+  }  # fmt: skip
+  resize = {
+    "squash_224": "bicubic_pil",
+    "short_side_248_center_crop_224": "short_side",
+    "short_side_256_center_crop_224": "short_side_875",
+  }
+  normalize = {"0.5 0.5 0.5": "inception", "0.485 0.456 0.406": "imagenet"}
+
+  def keys(row):
+    view = None if row["train_aug"] == "none_squash_resize" else "random_resized_crop"
+    return {key: float(row[column] or 0) for key, column in number.items()} | {
+      "task": row["dataset"],
+      "model.name": row["backbone"],
+      "optim.name": row["optimizer"],
+      "data.view": view,
+      "data.rand_augment": row["rand_augment"] or None,
+      "data.interpolation": "random" if view is None else row["train_interp"].split("(")[0],
+      "data.resize": resize[row["eval_resize"]],
+      "data.normalize": normalize[row["mean"]],
+    }
+
+  return keys

@@ -21,6 +21,14 @@ GOLDEN = {
     [0, 1, 2, 10, 11, 50, 51, 100],
     [1e-4, 1e-4, 1.9e-4, 9.1e-4, 9.755285029e-4, 5.157102225e-4, 5.00005e-4, 2.567173499e-7],
   ),
+  "vpt": (
+    dict(lr=1.0, epochs=100, warmup_epochs=10, shifted=True),
+    [0, 1, 10, 50, 99, 100],
+    [0, 0.1, 1, 0.5868240888, 3.045865e-4, 0],
+  ),
+  "vpt_no_warmup": (
+    dict(lr=2.0, min_lr=1.0, epochs=4, shifted=True), [0, 2, 4], [2, 1.5, 1]
+  ),
   "imagenet": (
     dict(lr=1e-3, warmup_lr=1e-7, min_lr=1e-8, epochs=30, warmup_epochs=5),
     [4, 5, 29, 30, 39],

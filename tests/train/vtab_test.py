@@ -1,35 +1,70 @@
 """The published values reach a config by any name of their task.
 
-files/vtab.csv: SSF's values as read from its scripts; VPT's numbers of prompts, see vtab.PROMPTS.
+files/ssf.csv, gps.csv, spt_noah.csv: as read from the published scripts; files/prompts.csv: VPT's
+numbers of prompts, see vtab.PROMPTS.
 """
 
-import csv
-import pathlib
 import statistics
 
 import pytest
 
 from peft_jax.data import tasks
-from peft_jax.train import config as config_lib
-from peft_jax.train import vtab
+from peft_jax.train import recipe, vtab
 
-HERE = pathlib.Path(__file__).parent
-CONFIGS = HERE.parents[1] / "configs"
-FACTS = {row.pop("task"): row for row in csv.DictReader((HERE / "files/vtab.csv").open())}
+NAMES = {task.name for task in tasks.VTAB}
 
 
-def read(name, task):
-  return config_lib.read(f"{CONFIGS}/vtab_{name}.py:task={task}")
+def test_every_value_of_every_script_of_ssf(facts, ssf_script, resolved):
+  rows = facts("ssf", group="vtab1k")
+  assert {row["dataset"] for row in rows} == vtab.SSF.keys() == NAMES
+  for row in rows:
+    expected = ssf_script(row)
+    config = resolved("vtab_ssf", f"task={row['dataset']}")
+    assert {key: config[key] for key in expected} == expected
 
 
-@pytest.mark.parametrize("task", FACTS)
-def test_every_value_of_a_task_is_the_published_one(task):
-  facts, ssf = FACTS[task], read("ssf", task)
-  found = (ssf.optim.lr, ssf.optim.weight_decay, ssf.model.drop_path)
-  assert found == tuple(float(facts[f"ssf_{n}"]) for n in ("lr", "weight_decay", "drop_path"))
-  for kind in ("deep", "shallow"):
-    vpt = read(f"vpt_{kind}", task).vpt
-    assert (vpt.length, vpt.deep) == (int(facts[f"vpt_{kind}"]), kind == "deep")
+def test_prompts(facts, resolved):
+  rows = facts("prompts", suite="vtab")
+  assert {row["task"] for row in rows} == vtab.PROMPTS.keys() == NAMES
+  for row in rows:
+    for kind, backbone, column in [
+      ("deep", "vit_b16", "deep"),
+      ("deep", "swin_base_patch4_window7_224", "swin_deep"),
+      ("shallow", "vit_b16", "shallow"),
+    ]:
+      config = resolved(f"vtab_vpt_{kind}", f"task={row['task']},backbone={backbone}")
+      assert config["vpt.length"] == int(row[column]), row
+      assert config["vpt.deep"] == (kind == "deep")
+
+
+def test_prompts_have_the_mean_of_each_group_that_vpt_prints():
+  groups = {"natural": 12.43, "specialized": 52.75, "structured": 107.5}
+  for group, mean in groups.items():
+    lengths = [vtab.PROMPTS[t.name].deep for t in tasks.VTAB if t.group == group]
+    assert statistics.mean(lengths) == pytest.approx(mean, abs=0.005)
+
+
+@pytest.mark.parametrize("table, end", [(vtab.GPS, ""), (vtab.GPS_FIRST, "_first_release")])
+def test_every_value_of_every_script_of_gps(table, end, facts):
+  rows = facts("gps", suite="vtab1k")
+  assert {row["dataset"] for row in rows} == table.keys() == NAMES
+  batch = "batch" if end else "batch_size"
+  for row in rows:
+    expected = [float(row[f"{name}{end}"]) for name in ("lr", batch, "drop_path", "K")]
+    assert list(table[row["dataset"]]) == expected, row
+
+
+def test_the_first_scripts_of_gps_have_the_papers_mean_of_the_parameters():
+  neurons, backbone = 83_712, 85_798_656  # as many biases as neurons, and all are trained
+
+  def percent(task, values):
+    trained = (values.k + 1) * neurons + 769 * task.num_classes
+    return 100 * trained / (backbone + 769 * task.num_classes)
+
+  for table, mean in [(vtab.GPS_FIRST, 0.2496), (vtab.GPS, 0.2444)]:
+    assert statistics.mean(percent(t, table[t.name]) for t in tasks.VTAB) == pytest.approx(
+      mean, abs=5e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,27 +76,40 @@ def test_every_value_of_a_task_is_the_published_one(task):
   ],
 )
 def test_values_by_another_name(task, like):
-  for table in (vtab.SSF, vtab.PROMPTS):
-    assert vtab.of_task(table, task) == table[like]
+  for table in (vtab.SSF, vtab.PROMPTS, vtab.GPS):
+    assert recipe.of_task(table, task) == table[like]
 
 
-def test_every_task_of_vtab_has_values_and_an_unknown_one_is_refused():
-  assert vtab.SSF.keys() == vtab.PROMPTS.keys() == FACTS.keys() == {t.name for t in tasks.VTAB}
+def test_an_unknown_task_is_refused(resolved):
   with pytest.raises(ValueError, match="There is no task 'kitty'"):
-    read("ssf", "kitty")
+    resolved("vtab_ssf", "task=kitty")
 
 
-def test_prompts_have_the_mean_of_each_group_that_vpt_prints():
-  groups = {"natural": 12.43, "specialized": 52.75, "structured": 107.5}
-  for group, mean in groups.items():
-    lengths = [vtab.PROMPTS[t.name].deep for t in tasks.VTAB if t.group == group]
-    assert statistics.mean(lengths) == pytest.approx(mean, abs=0.005)
-
-
-@pytest.mark.parametrize("name", ["lora", "adapter", "adaptformer", "vpt_deep", "vpt_shallow"])
-def test_what_noah_and_spt_share(name):
-  config = read(name, "dmlab")
-  optim = config.optim
-  found = (optim.lr, optim.warmup_lr, optim.min_lr, optim.lag, optim.weight_decay, optim.epochs)
-  assert found == (1e-3, 1e-6, 1e-5, 1, 1e-4, 100)
-  assert (config.batch_size, config.model.drop_path, optim.warmup_epochs) == (64, 0.1, 10)
+@pytest.mark.parametrize(
+  "script, name",
+  [
+    ("noah_lora8_vtab", "lora"),
+    ("noah_adapter8_vtab", "adapter"),
+    ("noah_vpt_vtab", "vpt_deep"),
+    ("spt_train_vtab_supervised_lora", "lora"),
+    ("spt_train_vtab_supervised_adapter", "adapter"),
+  ],
+)
+def test_every_value_of_the_scripts_of_noah_and_spt(script, name, facts, resolved):
+  row = {row["key"]: row["value"] for row in facts("spt_noah", recipe=script)}
+  config = resolved(f"vtab_{name}", "task=dmlab")
+  for key in ("lr", "weight_decay", "eps", "epochs", "warmup_epochs", "warmup_lr", "min_lr"):
+    assert config[f"optim.{key}"] == float(row[key]), key
+  for key, column in [("optim.b1", "beta1"), ("optim.b2", "beta2"), ("batch_size", "batch_size"),
+                      ("label_smoothing", "label_smoothing"), ("model.drop_path", "drop_path")]:
+    assert config[key] == float(row[column]), key
+  assert row["optimizer"].lower() == config["optim.name"]
+  assert "max(e-1,0)" in row["schedule_offset"] and config["optim.lag"] == 1
+  assert "resize 224x224 bicubic" in row["train_transform"]
+  assert (config["data.resize"], config["data.view"]) == ("bicubic_pil", None)
+  method = config["methods"][0]
+  dropout = row.get("module_dropout", row.get("structured_dropout"))
+  assert config[f"{method}.dropout"] == float(dropout)
+  if "rank" in row:
+    assert config[f"{method}.{'rank' if method == 'lora' else 'width'}"] == int(row["rank"])
+    assert sorted(vtab.SPT_BUDGETS) == sorted(map(float, row["budgets_M"].split(",")))

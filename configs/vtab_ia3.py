@@ -1,0 +1,18 @@
+"""IA3, scales of keys, values and hidden features, on VTAB-1k: ViT-B/16, in NOAH's recipe.
+
+None of the papers has it on VTAB-1k; not run here.
+Trained: 55,296 of 85,798,656, and the head.
+
+    python train.py --config=configs/vtab_ia3.py:task=cifar100,backbone=vit_b16
+
+Needs the image-list folders in data/vtab-1k/<task>/ (made by NOAH's data/vtab-source/get_vtab1k.py)
+and AugReg's B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
+"""
+
+from peft_jax.train import vtab
+
+
+def get_config(argument=""):
+  config = vtab.noah(argument, ("ia3",))
+  config.optim.lr = 2.5e-3  # as for the biases: choose on val200
+  return config.lock()
