@@ -24,9 +24,9 @@ RULE = ("k", "level", "score", "temperature", "sites")  # fields that decide wha
 
 
 def about(method, name, config, base, dataset, split):
-  """What the file of a run's selection says; `method` as the config gives it."""
-  fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)
-            if field.init}
+  """What the file of a run's selection says, as json gives it back; `method` as configured."""
+  fields = {field.name: _plain(getattr(method, field.name))
+            for field in dataclasses.fields(method) if field.init}
   return {
     "format": FORMAT,
     "method": {"method": name, **fields},
@@ -73,8 +73,8 @@ def check(path, found, wanted):
       f"has {wanted['base'][:16]}; it means nothing on other weights."
     )
   for field in ("method", *RULE):
-    there, here = ({"sites": ".*"} | one["method"] for one in (found, wanted))
-    if _plain(there.get(field)) != _plain(here.get(field)):
+    there, here = found["method"], wanted["method"]
+    if there.get(field) != here.get(field):
       raise ValueError(f"The selection {path} was made with {field}={there.get(field)!r}, this run "
                        f"has {here.get(field)!r}; give the same, or choose anew.")
 

@@ -14,7 +14,7 @@ def choose(config, workdir, parallel, dataset, split, model, params, base, table
   """(methods knowing their choice, {collection: places}) of a resolved config.
 
   A choice is read from config.selection, else from the selection.safetensors that an earlier start
-  of the run left in `workdir`, else made from the images of `split` and written there.
+  of this very run left in `workdir`, else made from the images of `split`; it is written there.
   """
   built, chosen = list(methods.build(config)), {}
   if config.selection and not any(method.chooses for method in built):
@@ -25,14 +25,16 @@ def choose(config, workdir, parallel, dataset, split, model, params, base, table
       continue
     about = selection_file.about(method, config.methods[i], config, base, dataset, split)
     kept = None if workdir is None else workdir / "selection.safetensors"
-    path = config.selection or (kept if kept is not None and kept.exists() else None)
-    if path:
-      places, found = selection_file.read(path)
-      selection_file.check(path, found, about)
+    if config.selection:
+      places, found = selection_file.read(config.selection)
+      selection_file.check(config.selection, found, about)
+      about = found
+    elif kept is not None and kept.exists() and selection_file.read(kept)[1] == about:
+      places, _ = selection_file.read(kept)
     else:
       places = made(config, method, parallel, split, model, params, table)
-    if kept is not None and not kept.exists():
-      selection_file.save(kept, places, about if not path else found)
+    if kept is not None:
+      selection_file.save(kept, places, about)
     built[i] = choosing.told(method, places)
     chosen[method.collection] = places
   return tuple(built), chosen

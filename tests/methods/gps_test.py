@@ -102,8 +102,11 @@ class Config:
   seed = 0
 
 
-@pytest.mark.parametrize("level", ["neuron", "layer", "net"])
-@pytest.mark.parametrize("form", ["entries", "kernel"])
+@pytest.mark.parametrize("level, form", [
+  ("neuron", "entries"),
+  *(pytest.param(level, form, marks=pytest.mark.slow) for level, form in (
+    ("neuron", "kernel"), ("layer", "entries"), ("net", "entries"), ("net", "kernel"))),
+])
 def test_twenty_steps_of_adamw_equal_those_of_a_masked_kernel(level, form):
   """The oracle trains the backbone itself: dense gradients, updates masked after the decay."""
   model, x = tiny()
