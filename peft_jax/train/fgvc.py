@@ -118,15 +118,16 @@ def vpt(argument, methods):
 
   VPT chooses rate and decay on val for each data set and does not publish the choice: take one of
   the grid that the config names, lr = base * batch / 256, by the accuracy on val
-  (--config.data.train_split=train --config.data.eval_split=val), and train again. Its cosine is
-  shifted by the warm-up, here it is not; it normalises with ImageNet's statistics, here the
-  backbone's own; it takes batches of 2048 for linear and 1280 for partial, here 128.
+  (--config.data.train_split=train --config.data.eval_split=val), and train again. It normalises
+  with ImageNet's statistics, here the backbone's own; it takes batches of 2048 for linear and 1280
+  for partial, here 128.
   """
   config = start(argument, methods)
   config.data.view = "short_crop"  # short side 256, bilinear; a random 224 x 224 of it; flip
   config.data.resize = "short_side_256"  # the centre of the same
   config.head_init = "vpt"  # variance 2 / classes, bias -log 99
   config.batch_size = 128
+  config.optim.shifted = True  # the cosine begins at its top, after the warm-up
   config.optim.warmup_lr = 0.0  # the first epoch changes nothing
   config.optim.min_lr = 0.0
   config.optim.weight_decay = 0.01  # what the released AdamW takes, whatever the grid says
