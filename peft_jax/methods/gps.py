@@ -8,7 +8,7 @@ Start: the chosen entries are the kernel's own, so the tuned model starts equal 
 Merge: the values are written into the kernels.
 Where: every linear layer and convolution of a ViT, a Swin or a ConvNeXt; a neuron is an output
   channel. Which entries they are is chosen before training, from the task's images: train.py does
-  so and keeps the choice in selection.safetensors; elsewhere `peft_jax.selection.choose`.
+  so and keeps the choice in selection.safetensors; elsewhere `peft_jax.selection.places.choose`.
 Count: k a neuron, and the biases. ViT-B/16 at k = 1, 2, 3: 167,424, 251,136, 334,848; each k adds
   83,712 (Swin-B and ConvNeXt-B 110,208).
 Cost: in a step 2 T k fan_out operations a layer, where full tuning takes 2 T fan_in fan_out;
@@ -41,8 +41,8 @@ LEVELS = ("neuron", "layer", "net")
 SCORES = ("contrast", "cross_entropy", "magnitude", "random")
 FORMS = ("auto", "entries", "kernel")
 
-# Rows of gathered entries that cost as much as the gradient of the whole kernel, a fraction of its
-# inputs. Measured on two CPU cores, float32, see benchmarks/sparse_gradient.py.
+# The share of a kernel's entries whose own gradients take as long as that of the whole kernel:
+# measured on a CPU in float32 by benchmarks/entry_gradients.py, not yet on a GPU or TPU.
 BREAK_EVEN = 1 / 24
 
 
@@ -55,7 +55,7 @@ class GPS(Method):
     index: the same shape   int32, frozen: flat places in the kernel
 
   "magnitude" and "random" per neuron need no images and are chosen by `init`; for other scores
-  `init` leaves NaN, until `peft_jax.selection.choose` has filled it. Below this method others are
+  `init` leaves NaN, until `peft_jax.selection.places.choose` has filled it. Below this method others are
   folded into the weights; above it they cost what they cost alone.
 
   k: inputs of each neuron, 1 or more; a layer with fewer has all of them trained. Per layer and net
@@ -102,7 +102,7 @@ class GPS(Method):
     if self.level != "neuron" and not self.chosen:
       raise ValueError(
         f"GPS: what level={self.level!r} trains depends on the weights and the task: choose it "
-        "first (peft_jax.selection.choose; train.py does so)."
+        "first (peft_jax.selection.places.choose; train.py does so)."
       )
     patterns.check_used("GPS", "chosen", self.chosen, chosen)
     return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from peft_jax import data, methods
-from peft_jax.selection import choose as choosing
+from peft_jax.selection import places as selected
 from peft_jax.selection import file as selection_file
 from peft_jax.train import feed, shard
 
@@ -35,15 +35,15 @@ def choose(config, workdir, parallel, dataset, split, model, params, base, table
       places = made(config, method, parallel, split, model, params, table)
     if kept is not None:
       selection_file.save(kept, places, about)
-    built[i] = choosing.told(method, places)
+    built[i] = selected.told(method, places)
     chosen[method.collection] = places
   return tuple(built), chosen
 
 
 def made(config, method, parallel, split, model, params, table):
   """The places that `method` chooses on the images of `split`."""
-  if not choosing.needs_data(method):
-    return choosing.choose(method, model, params, table, config)
+  if not selected.needs_data(method):
+    return selected.choose(method, model, params, table, config)
   how = shard.Parallel("jit", parallel.devices)
   batches = feed.feed(split, config.batch_size, config.seed, how, config.data.resident_mb)
   steps, begun = data.steps_per_epoch(config.batch_size, len(split)), time.monotonic()
@@ -53,4 +53,4 @@ def made(config, method, parallel, split, model, params, table):
       seconds = time.monotonic() - begun
       print(f"choosing by {method.score}: batch {done}/{steps}  {seconds:.0f} s", flush=True)
 
-  return choosing.choose(method, model, how.place(params), table, config, batches, steps, show)
+  return selected.choose(method, model, how.place(params), table, config, batches, steps, show)

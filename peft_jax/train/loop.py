@@ -25,7 +25,7 @@ from etils import epath
 
 from peft_jax import data, models, statistics, weights
 from peft_jax.keys import key
-from peft_jax.selection import choose
+from peft_jax.selection.places import written
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, choosing, evaluate, feed, log, shard
 from peft_jax.train import step as steps
@@ -123,12 +123,12 @@ def prepare(config, workdir=None, parallel=None):
   )
   table = sites(model, models.images(model))
   parallel = parallel or shard.parallel("jit", jax.devices()[:1])
-  built, places = choosing.choose(config, workdir, parallel, dataset, train_split, model, params,
+  built, chosen = choosing.choose(config, workdir, parallel, dataset, train_split, model, params,
                                   base, table)
   tuned = Tuned(model, built, table)
   variables = {"params": params, **tuned.init(key(config.seed, "methods"), params)}
-  for collection, rows in places.items():
-    variables = choose.written(tuned, variables, collection, rows)
+  for collection, rows in chosen.items():
+    variables = written(tuned, variables, collection, rows)
   trained, frozen = tuned.split(variables)
   per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
   groups = set(jax.tree.leaves(tuned.labels(trained)))

@@ -12,7 +12,7 @@ import pytest
 from peft_jax import models
 from peft_jax.count import count
 from peft_jax.methods import GPS, sparse
-from peft_jax.selection import choose
+from peft_jax.selection.places import choose, told, written
 from peft_jax.sites import sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
@@ -115,10 +115,10 @@ def test_twenty_steps_of_adamw_equal_those_of_a_masked_kernel(level, form):
   move = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)  # noqa: E731
   params = jax.tree.map(move, params)
   method = GPS(k=2, level=level, score="random", form=form)
-  places = choose.choose(method, model, params, table, Config)
-  method = choose.told(method, places)
+  places = choose(method, model, params, table, Config)
+  method = told(method, places)
   tuned = Tuned(model, (method,), table)
-  variables = choose.written(
+  variables = written(
     tuned, {"params": params, **tuned.init(jax.random.key(1), params)}, "gps", places
   )
   # Key biases have gradients of rounding noise, which Adam makes steps of.

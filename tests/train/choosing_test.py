@@ -70,6 +70,7 @@ def test_a_selection_is_used_again_and_refused_where_it_means_nothing(finished, 
     loop.prepare(tiny({**GPS, "selection": str(tmp_path / "no.safetensors")}))
 
 
+@pytest.mark.slow
 def test_what_is_chosen_depends_on_the_seed_alone_not_on_the_devices(tiny):
   def chosen(count, **overrides):
     config = tiny({**GPS, "batch_size": 200, **overrides})
