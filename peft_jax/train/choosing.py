@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from peft_jax import data, methods
-from peft_jax.selection import places as selected
 from peft_jax.selection import file as selection_file
+from peft_jax.selection import places as selected
 from peft_jax.train import feed, shard
 
 
