@@ -55,8 +55,8 @@ class GPS(Method):
     index: the same shape   int32, frozen: flat places in the kernel
 
   "magnitude" and "random" per neuron need no images and are chosen by `init`; for other scores
-  `init` leaves NaN, until `peft_jax.selection.places.choose` has filled it. Below this method others
-  are folded into the weights; above it they cost what they cost alone.
+  `init` leaves NaN, until `peft_jax.selection.places.choose` has filled it. Below it other methods
+  are folded into the weights; above it they cost what they do alone.
 
   k: inputs of each neuron, 1 or more; a layer with fewer has all of them trained. Per layer and net
     k times the number of neurons of the layer, or of all, are chosen.
