@@ -19,6 +19,7 @@ _HOMES = {
   "Bias": "peft_jax.methods",
   "DoRA": "peft_jax.methods",
   "Full": "peft_jax.methods",
+  "GPS": "peft_jax.methods",
   "IA3": "peft_jax.methods",
   "Linear": "peft_jax.methods",
   "LoRA": "peft_jax.methods",

@@ -31,11 +31,11 @@ class Method:
   sites: str | tuple[str, ...] = ".*"
   collection: str = ""
 
-  weights = None
-  call = None
+  weights = call = None
   fold = None  # fold(params_tree, tree) -> params_tree: the part of a merge not local to a site
   builds = {}  # options of models.create that the backbone must be built with
-  folds_below = False  # whether `call` reads `params` itself: what lies below is folded into them
+  folds_below = False  # whether `call` reads `params`: what lies below is folded into them
+  chooses = False  # whether what it trains is chosen by `selection` before `init` is of use
   folded = ()  # the sites whose change `fold` alone carries: `weights` is not asked there
 
   def bind(self, table, chosen):

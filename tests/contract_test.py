@@ -22,6 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from peft_jax import models
 from peft_jax.method import Method
 from peft_jax.methods import (
+  GPS,
   IA3,
   SAN,
   SSF,
@@ -69,6 +70,8 @@ class Row:
 
 lora, ssf, san = LoRA(rank=2, alpha=3.0), SSF(), SAN()
 KEY_SHIFT = r"(ssf|san)/.*/k/shift"
+# Most taps of a 7 x 7 convolution lie outside the 2 x 2 features of the last stage.
+NO_TAP = r"params/.*/k/bias|gps/stages_1/.*/dwconv/value"
 
 METHODS = {
   "lora": Row((lora,), 334_848, (LoRA(rank=2, alpha=4.0),)),
@@ -100,6 +103,19 @@ METHODS = {
   ),
   "dora": Row((DoRA(rank=2, alpha=3.0),), 418_560, (DoRA(rank=2, alpha=4.0),)),
   "ia3": Row((IA3(),), 55_296, (IA3(inputs="none"),)),
+  "gps": Row(
+    (GPS(score="magnitude", k=2, form="entries"),), 251_136,
+    (GPS(score="magnitude", k=2, form="kernel"),), zero=NO_TAP,
+  ),
+  "lora_gps": Row(
+    (lora, GPS(score="random")), 502_272, (lora, GPS(score="random", biases=False)),
+    zero=NO_TAP, loops="python|scan_remat", slow=True,
+  ),
+  "gps_lora": Row(
+    (GPS(score="magnitude", biases=False), lora), 418_560,
+    (GPS(score="magnitude", biases=False), LoRA(rank=2)), zero=NO_TAP, loops="python|remat",
+    slow=True,
+  ),
   "ia3_lora_norm": Row(  # beside what is trained as it is
     (IA3(), LoRA(rank=2, sites=r"(.*/)?(attn/q|fc2)"), Norm()), 222_720,
     (IA3(), LoRA(rank=3, sites=r"(.*/)?(attn/q|fc2)"), Norm()),
@@ -173,9 +189,14 @@ TRACES = collections.Counter()
 
 
 def perturbed(tree, seed):
-  """Every leaf moved by N(0, 0.3^2): no zero, no one and no tiny layer scale is left."""
+  """Every leaf but those of places moved by N(0, 0.3^2): no zero, no one, no tiny layer scale."""
   rng = np.random.default_rng(seed)
-  move = lambda leaf: jnp.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32))  # noqa: E731
+
+  def move(leaf):
+    if np.issubdtype(leaf.dtype, np.integer):
+      return jnp.asarray(leaf)
+    return jnp.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32))
+
   return jax.tree.map(move, jax.device_get(tree))
 
 
@@ -518,7 +539,7 @@ def test_two_calls_compile_once_and_another_hyper_parameter_again(row):
   equal = attach(tuple(dataclasses.replace(method) for method in row.methods), "vit")
   before = TRACES[equal], outcome._cache_size()
   assert before[0] >= 1
-  y, _ = outcome(equal, jax.tree.map(lambda leaf: leaf + 0.1, variables), X)
+  y, _ = outcome(equal, perturbed(variables, 6), X)
   assert_moved(y, first)
   assert (TRACES[equal], outcome._cache_size()) == before
   other = attach(row.other, "vit")

@@ -7,6 +7,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from peft_jax.data import contrast
+
 AREA = (0.08, 1.0)  # of the crop, as a fraction of the image
 RATIO = (3 / 4, 4 / 3)  # width / height of the crop, log-uniform
 TRIES = 10
@@ -16,7 +18,8 @@ def augment(images, key, how, first=0):
   """`images` [B, H, W, C], 0..255, uint8 or float, under `how`; same shape and dtype.
 
   how: "none"; "flip" (left-right with probability 1/2); "crop_flip" (a crop of 8 to 100 % of the
-    area, ratio 3/4 to 4/3, resized bicubically with antialiasing, then flip).
+    area, ratio 3/4 to 4/3, resized bicubically with antialiasing, then flip); "contrast" (the
+    same, then the colours of `data.contrast`: GPS's views).
   first: place of images[0] in the global batch, for a device that holds only its own share.
   """
   if how not in AUGMENTS:
@@ -42,6 +45,14 @@ def crop_flip(image, key):
   box_key, flip_key = jax.random.split(key)
   top, left, height, width = draw_box(box_key, *image.shape[:2])
   return flip(cut(image, top, left, height, width), flip_key)
+
+
+def contrast_view(image, key):
+  crop_key, colour_key = jax.random.split(key)
+  view = contrast.colours(crop_flip(image, crop_key).astype(jnp.float32), colour_key)
+  if jnp.issubdtype(image.dtype, jnp.integer):
+    view = jnp.round(view)
+  return view.astype(image.dtype)
 
 
 def draw_box(key, height, width):
@@ -84,4 +95,4 @@ def cut(image, top, left, height, width):
   return view.astype(image.dtype)
 
 
-AUGMENTS = {"none": None, "flip": flip, "crop_flip": crop_flip}
+AUGMENTS = {"none": None, "flip": flip, "crop_flip": crop_flip, "contrast": contrast_view}

@@ -8,6 +8,7 @@ import difflib
 from peft_jax.methods.adapter import Adapter
 from peft_jax.methods.adaptformer import AdaptFormer
 from peft_jax.methods.dora import DoRA
+from peft_jax.methods.gps import GPS
 from peft_jax.methods.ia3 import IA3
 from peft_jax.methods.lora import LoRA
 from peft_jax.methods.mlp import MLPHead
@@ -25,6 +26,7 @@ METHODS = {
   "adapter": Adapter,
   "adaptformer": AdaptFormer,
   "vpt": VPT,
+  "gps": GPS,
   "full": Full,
   "linear": Linear,
   "mlp": MLPHead,
@@ -56,6 +58,7 @@ __all__ = [
   "Bias",
   "DoRA",
   "Full",
+  "GPS",
   "IA3",
   "Linear",
   "LoRA",

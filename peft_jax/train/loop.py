@@ -5,6 +5,7 @@
     metrics.jsonl     training and evaluation rows: a function of (config, seed)
     progress.jsonl    speed and time
     checkpoints/      what a restart goes on from
+    selection.safetensors  of gps: the entries it chose to train
     adapter.safetensors  the trained variables;  merged.safetensors with config.merge
     result.json       written last: its presence means that the run is finished
 
@@ -22,10 +23,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from peft_jax import data, methods, models, statistics, weights
+from peft_jax import data, models, statistics, weights
 from peft_jax.keys import key
+from peft_jax.selection.places import written
 from peft_jax.sites import sites
-from peft_jax.train import checkpoint, evaluate, feed, log, shard
+from peft_jax.train import checkpoint, choosing, evaluate, feed, log, shard
 from peft_jax.train import step as steps
 from peft_jax.train.config import differing, flatten, resolve
 from peft_jax.train.result import describe, finish, summary
@@ -57,7 +59,7 @@ def run(config, workdir=None, devices=None):
   if result is not None:
     print(f"{workdir} is finished: {summary(result)}")
     return result
-  parts = prepare(config)
+  parts = prepare(config, workdir, parallel)
   log.write(workdir / "parameters.txt", f"{parts.tuned}\n")
   print(f"{workdir}: {describe(config, parts, parallel)}", flush=True)
   half = checkpoint.half_written(workdir / "checkpoints")
@@ -97,8 +99,12 @@ def open_workdir(workdir, config):
   return None
 
 
-def prepare(config):
-  """Data, model, weights, methods and optimizer of a resolved config."""
+def prepare(config, workdir=None, parallel=None):
+  """Data, model, weights, methods and optimizer of a resolved config.
+
+  workdir: where a method that chooses what it trains keeps its choice; None keeps it nowhere.
+  parallel: the devices it chooses with; None takes one.
+  """
   dataset = data.open(
     config.task, root=config.data.root, size=config.model.image_size, resize=config.data.resize
   )
@@ -115,8 +121,14 @@ def prepare(config):
   params, base = weights.load(
     config.weights, model, key=key(config.seed, "weights"), head=config.head_init
   )
-  tuned = Tuned(model, methods.build(config), sites(model, models.images(model)))
+  table = sites(model, models.images(model))
+  parallel = parallel or shard.parallel("jit", jax.devices()[:1])
+  built, chosen = choosing.choose(config, workdir, parallel, dataset, train_split, model, params,
+                                  base, table)
+  tuned = Tuned(model, built, table)
   variables = {"params": params, **tuned.init(key(config.seed, "methods"), params)}
+  for collection, rows in chosen.items():
+    variables = written(tuned, variables, collection, rows)
   trained, frozen = tuned.split(variables)
   per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
   groups = set(jax.tree.leaves(tuned.labels(trained)))

@@ -26,7 +26,9 @@ def finish(config, workdir, parallel, parts, state, meta):
   trained = jax.device_get(steps.outcome(state))
   about = {"tuned": parts.tuned, "base": parts.base}
   about |= adapter_file.of_run(config, parts.dataset)
-  adapter_file.save(workdir / "adapter.safetensors", trained, **about)
+  # What tells the trained variables their places goes with them.
+  fixed = {c: tree for c, tree in parts.frozen.items() if c != "params"}
+  adapter_file.save(workdir / "adapter.safetensors", join(trained, fixed), **about)
   result = {
     "task": config.task,
     "model": config.model.name,

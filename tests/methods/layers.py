@@ -67,7 +67,12 @@ class Folded(Method):
 
 def perturbed(tree, seed):
   rng = np.random.default_rng(seed)
-  move = lambda leaf: jnp.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32))  # noqa: E731
+
+  def move(leaf):
+    if np.issubdtype(leaf.dtype, np.integer):  # places in a kernel
+      return jnp.asarray(leaf)
+    return jnp.asarray(leaf + 0.3 * rng.standard_normal(leaf.shape, np.float32))
+
   return jax.tree.map(move, jax.device_get(tree))
 
 

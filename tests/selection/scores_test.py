@@ -1,0 +1,84 @@
+"""The contrastive loss against the reference's golden values, and the sums of its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from peft_jax import data, models
+from peft_jax.selection import scores
+from peft_jax.train import config as config_lib
+from peft_jax.tree import flat
+
+TWO = [(1, 0), (0, 1), (0.6, 0.8), (-0.8, 0.6)]
+THREE = [(1, 0), (0, 1), (0.8, 0.6), (0.6, 0.8), (-0.8, 0.6), (-0.6, 0.8)]
+
+
+@pytest.mark.parametrize("features, labels, temperature, expected", [
+  (TWO, [0, 1], 0.5, 0.66804020),
+  (TWO, [0, 0], 0.5, 1.46804020),
+  (TWO, [0, 1], 0.07, 1.45659324),
+  (TWO, [0, 0], 0.07, 7.17087896),
+  (THREE, [0, 1, 0], 0.5, 1.81565682),
+  (THREE, [0, 1, 0], 0.07, 7.04246463),
+  (THREE, [0, 1, 2], 0.5, 1.86899015),
+  (THREE, [0, 0, 0], 0.07, 8.64246463),
+])
+def test_golden_losses(features, labels, temperature, expected):
+  features, labels = jnp.array(features, jnp.float32), jnp.array(labels * 2)
+  loss = scores.contrastive_loss(features, labels, temperature)
+  np.testing.assert_allclose(loss, expected, rtol=2e-6)
+
+
+def test_golden_gradient_which_leaves_the_lengths_alone():
+  gradient = jax.grad(scores.contrastive_loss)(
+    jnp.array(THREE, jnp.float32), jnp.array([0, 1, 0] * 2), 0.5
+  )
+  expected = [(0, -0.113696), (0.553938, 0), (0.039375, -0.0525),
+              (-0.032336, 0.024252), (-0.139021, -0.185361), (-0.368909, -0.276682)]
+  np.testing.assert_allclose(gradient, expected, atol=2e-6)
+  longer = 3 * jnp.array(THREE, jnp.float32)
+  np.testing.assert_allclose(scores.contrastive_loss(longer, jnp.array([0, 1, 0] * 2), 0.5),
+                             1.81565682, rtol=2e-6)
+
+
+def backbone():
+  model = models.ViT(4, width=8, depth=1, heads=2, patch=4, image_size=8)
+  params = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+  move = lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape)  # noqa: E731
+  return model, jax.tree.map(move, params)
+
+
+def batches(step):
+  images = np.random.default_rng(step).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+  return {"image": images, "label": np.arange(6, dtype=np.int32) % 4}
+
+
+@pytest.mark.parametrize("loss", ["contrast", "cross_entropy"])
+def test_gradients_of_batches_are_added_with_their_signs(loss):
+  model, params = backbone()
+  config = config_lib.default().unlock()
+  config.data.normalize = "inception"
+  paths = ("encoder/blocks_0/attn/q/kernel", "patch_embed/kernel")
+  seen = []
+  run = lambda steps, later=0: scores.gradient_sums(  # noqa: E731
+    model, params, paths, lambda step: batches(step + later), steps, config, loss, 0.5, seen.append
+  )
+  both, first = run(2), run(1)
+  assert seen == [1, 2, 1] and set(both) == set(paths)
+  own = flat(params)
+  for path in paths:
+    assert both[path].shape == own[path].shape and both[path].dtype == jnp.float32
+    assert float(jnp.max(jnp.abs(first[path]))) > 1e-4
+    rest = both[path] - first[path]
+    assert float(jnp.max(jnp.abs(rest))) > 1e-4
+    # Absolute values would only ever grow.
+    assert bool((jnp.abs(both[path]) < jnp.abs(first[path])).any())
+
+
+def test_views_of_the_contrastive_loss_differ_and_are_functions_of_seed_and_step():
+  images = batches(0)["image"]
+  one, two = (data.augment(images, jax.random.key(i), "contrast") for i in range(2))
+  assert one.dtype == jnp.uint8 and one.shape == images.shape
+  assert (np.asarray(one) != np.asarray(two)).mean() > 0.5
+  np.testing.assert_array_equal(one, data.augment(images, jax.random.key(0), "contrast"))
