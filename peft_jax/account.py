@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from peft_jax import adapter_file, data, explain, methods, models, statistics, weights
+from peft_jax import adapter_file, data, explain, methods, models, partition, statistics, weights
 from peft_jax.count import count
 from peft_jax.sites import NoSiteError, sites
 from peft_jax.train import step as steps
@@ -71,7 +71,8 @@ def account(config):
   model = models.create(num_classes=task.num_classes, **config.model)
   tuned = _tuned(model, config)
   counts = count(tuned)
-  train = tuned.split(tuned.shapes)[0] | statistics.start(tuned.table)
+  train, frozen = tuned.split(tuned.shapes)
+  held = partition.join(train, partition.fixed(frozen)) | statistics.start(tuned.table)
   unnamed = weights.Base(
     name=config.weights,
     source="",
@@ -89,7 +90,7 @@ def account(config):
     forward=forward,
     tuned_forward=tuned_forward,
     step=step,
-    file=adapter_file.size(train, tuned=tuned, base=unnamed, **about),
+    file=adapter_file.size(held, tuned=tuned, base=unnamed, **about),
   )
 
 

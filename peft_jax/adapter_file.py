@@ -50,6 +50,7 @@ FREE = ("drop_path", "head_dropout", "attention")
 def save(path, train, **about):
   """Writes the trained tree (`tuned.split(variables)[0]`) and what `header` says of it.
 
+  With GPS `train` holds the places of its values, too: join(train, partition.fixed(frozen)).
   With a head of several layers `train` holds its "batch_stats", too.
   about: the arguments of `header`. Written under a temporary name and renamed; the bytes are a
   function of the arguments and of the installed versions.

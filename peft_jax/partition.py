@@ -46,6 +46,14 @@ def split(tuned, variables):
   return nest(train), nest({path: leaf for path, leaf in leaves.items() if path not in train})
 
 
+def fixed(frozen):
+  """What a method holds beside its trained variables, such as their places: {collection: tree}.
+
+  An adapter file needs it, too: adapter_file.save(path, join(train, fixed(frozen)), ...).
+  """
+  return {collection: tree for collection, tree in frozen.items() if collection != "params"}
+
+
 def join(train, frozen):
   """The variables that `split` took apart."""
   return nest({**flat(frozen), **flat(train)})

@@ -7,6 +7,7 @@ import pytest
 import peft_jax
 from peft_jax import adapter_file, methods, models, weights
 from peft_jax.count import count
+from peft_jax.partition import fixed, join
 from peft_jax.sites import sites
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
@@ -34,9 +35,17 @@ def test_what_was_trained_comes_back_bit_by_bit(tmp_path, names, backbone):
   own = tuple(methods.METHODS[name](**OPTIONS.get(name, {})) for name in names)
   tuned = Tuned(model, own, sites(model, models.images(model)))
   draw = np.random.default_rng(0).standard_normal
-  drawn = lambda tree: jax.tree.map(lambda leaf: draw(leaf.shape, np.float32), tree)  # noqa: E731
+
+  def drawn(tree):
+    whole = lambda leaf: np.issubdtype(leaf.dtype, np.integer)  # noqa: E731
+    return jax.tree.map(
+      lambda leaf: np.ones(leaf.shape, np.int32) if whole(leaf) else draw(leaf.shape, np.float32),
+      tree,
+    )
+
   params, variables = drawn(tuned.shapes["params"]), drawn(tuned.shapes)
-  train, _ = tuned.split(variables)
+  train, frozen = tuned.split(variables)
+  train = join(train, fixed(frozen))
   adapter_file.save(
     tmp_path / "a", train, tuned=tuned, model=backbone, task="folder", class_names=("a", "b", "c"),
     base=weights.Base("random", "random", "", weights.fingerprint(params)), seed=0,

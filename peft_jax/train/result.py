@@ -11,6 +11,7 @@ import numpy as np
 from peft_jax import adapter_file, files, versions
 from peft_jax.count import count
 from peft_jax.loaded import Loaded
+from peft_jax.partition import fixed
 from peft_jax.train import log
 from peft_jax.train import step as steps
 from peft_jax.tree import flat
@@ -26,9 +27,7 @@ def finish(config, workdir, parallel, parts, state, meta):
   trained = jax.device_get(steps.outcome(state))
   about = {"tuned": parts.tuned, "base": parts.base}
   about |= adapter_file.of_run(config, parts.dataset)
-  # What tells the trained variables their places goes with them.
-  fixed = {c: tree for c, tree in parts.frozen.items() if c != "params"}
-  adapter_file.save(workdir / "adapter.safetensors", join(trained, fixed), **about)
+  adapter_file.save(workdir / "adapter.safetensors", join(trained, fixed(parts.frozen)), **about)
   result = {
     "task": config.task,
     "model": config.model.name,
