@@ -50,7 +50,7 @@ ROWS = {
   "bias": Row("bias", ("bias",)),
   "mlp": Row("MLP-3 head", ("mlp",)),
   "partial": Row("partial-1", ("partial",), (3e-4, 1e-3)),
-  "vpt_shallow": Row("VPT, 10 shallow prompts", ("vpt",), (4e-3, 1.6e-2)),
+  "vpt_shallow": Row("VPT, 10 shallow prompts", ("vpt",), (4e-3, 1.6e-2), {"vpt.deep": False}),
   "vpt_deep": Row("VPT, 10 deep prompts", ("vpt",), (4e-3, 1.6e-2), {"vpt.deep": True}),
   "adapter": Row("Adapter-8", ("adapter",)),
   "adaptformer": Row("AdaptFormer-64", ("adaptformer",)),
