@@ -11,14 +11,11 @@ Needs the data set's own folder in data/fgvc/, as published or with VPT's JSON l
 B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
 """
 
-from peft_jax.train import fgvc
+from peft_jax.train import fgvc, recipe
 
 
 def get_config(argument=""):
   config = fgvc.spt(argument, ("lora",))
-  config.lora.sites = ".*/attn/(q|k|v)"
-  config.lora.share = ("q", "k", "v")
-  config.lora.rank = 8
-  config.lora.alpha = 8.0  # scale 1
+  recipe.lora_on_qkv(config, rank=8)
   config.lora.dropout = 0.1
   return config.lock()

@@ -15,9 +15,5 @@ from peft_jax.train import general, recipe
 
 def get_config(argument=""):
   config = general.start(argument, ("lora",), "imagenet")
-  if not recipe.is_convnext(config):
-    config.lora.sites = ".*/attn/(q|k|v)"
-    config.lora.share = ("q", "k", "v")
-  config.lora.rank = 16
-  config.lora.alpha = 16.0  # scale 1
+  recipe.lora_on_qkv(config, rank=16)
   return config.lock()

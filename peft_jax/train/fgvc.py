@@ -104,12 +104,7 @@ def spt(argument, methods):
   config.data.view = "squash_crop"  # stretched to 256 x 256, bicubic; a random 224 of it; flip
   config.data.resize = "squash_256"  # the centre of the same
   config.batch_size = 64
-  config.optim.lr = 1e-3  # peak, absolute, for batch 64
-  config.optim.warmup_lr = 1e-6
-  config.optim.min_lr = 1e-5
-  config.optim.lag = 1  # their loop steps the schedule after the epoch: 0 and 1 run at warmup_lr
-  config.optim.weight_decay = 1e-4  # decoupled; on matrices only
-  config.model.drop_path = 0.1  # last block's rate
+  recipe.noah_adamw(config)
   return config
 
 

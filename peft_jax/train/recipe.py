@@ -74,3 +74,22 @@ def timm_views(config):
   config.data.cutmix = 1.0  # alpha; one of the two for each batch
   config.label_smoothing = 0.1
   config.data.resize = "short_side_875" if is_convnext(config) else "short_side"
+
+
+def noah_adamw(config):
+  """The optimizer of NOAH's and SPT's scripts, and their drop path."""
+  config.optim.lr = 1e-3  # peak, absolute, for batch 64
+  config.optim.warmup_lr = 1e-6
+  config.optim.min_lr = 1e-5
+  config.optim.lag = 1  # their loop steps the schedule after the epoch: 0 and 1 run at warmup_lr
+  config.optim.weight_decay = 1e-4  # decoupled; on matrices only
+  config.model.drop_path = 0.1  # last block's rate
+
+
+def lora_on_qkv(config, rank):
+  """LoRA as the papers run it: one A for a fused qkv, scale 1; on a ConvNeXt, every layer."""
+  if not is_convnext(config):
+    config.lora.sites = ".*/attn/(q|k|v)"
+    config.lora.share = ("q", "k", "v")
+  config.lora.rank = rank
+  config.lora.alpha = float(rank)
