@@ -119,7 +119,7 @@ METHODS = {
   "ia3_lora_norm": Row(  # beside what is trained as it is
     (IA3(), LoRA(rank=2, sites=r"(.*/)?(attn/q|fc2)"), Norm()), 222_720,
     (IA3(), LoRA(rank=3, sites=r"(.*/)?(attn/q|fc2)"), Norm()),
-    loops="python|scan_remat", slow=True,
+    needs="encoder/blocks_0/attn/q", loops="python|scan_remat", slow=True,
   ),
 }
 adapter, adaptformer = Adapter(), AdaptFormer(width=16)
