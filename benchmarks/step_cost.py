@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from peft_jax import models, statistics
 from peft_jax.methods import (
+  GPS,
   IA3,
   SAN,
   SSF,
@@ -61,6 +62,8 @@ METHODS = {
   "lora": LoRA(sites=LAYERS, rank=8),
   "lora_shared": LoRA(sites=LAYERS, rank=8, share=("q", "k", "v")),  # one A for a fused qkv
   "dora": DoRA(sites=LAYERS, rank=8),
+  "gps": GPS(),
+  "gps_kernel": GPS(form="kernel"),  # the gradient of whole kernels, then its chosen entries
   "ia3": IA3(),
   "adapter": Adapter(width=8),
   "adaptformer": AdaptFormer(width=64),
@@ -69,7 +72,7 @@ METHODS = {
 }
 
 # The largest step a method may compile to, in units of F.
-LIMITS = {"ssf": 2.08, "san": 2.08, "lora": 2.10, "lora_shared": 2.10}
+LIMITS = {"gps": 2.12, "ssf": 2.08, "san": 2.08, "lora": 2.10, "lora_shared": 2.10}
 
 CLASSES = 100
 
