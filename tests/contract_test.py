@@ -70,8 +70,9 @@ class Row:
 
 lora, ssf, san = LoRA(rank=2, alpha=3.0), SSF(), SAN()
 KEY_SHIFT = r"(ssf|san)/.*/k/shift"
-# Most taps of a 7 x 7 convolution lie outside the 2 x 2 features of the last stage.
-NO_TAP = r"params/.*/k/bias|gps/stages_1/.*/dwconv/value"
+# Most taps of a 7 x 7 convolution lie outside the 2 x 2 features of the last stage: there all that
+# |W| chooses for its first block.
+NO_TAP = r"params/.*/k/bias|gps/stages_1/blocks_0/dwconv/value"
 
 METHODS = {
   "lora": Row((lora,), 334_848, (LoRA(rank=2, alpha=4.0),)),
