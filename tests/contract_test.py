@@ -110,12 +110,12 @@ METHODS = {
   ),
   "lora_gps": Row(
     (lora, GPS(score="random")), 502_272, (lora, GPS(score="random", biases=False)),
-    zero=NO_TAP, loops="python|scan_remat", slow=True,
+    zero=NO_TAP, needs="encoder/blocks_0/attn/q", loops="python|scan_remat", slow=True,
   ),
   "gps_lora": Row(
     (GPS(score="magnitude", biases=False), lora), 418_560,
-    (GPS(score="magnitude", biases=False), LoRA(rank=2)), zero=NO_TAP, loops="python|remat",
-    slow=True,
+    (GPS(score="magnitude", biases=False), LoRA(rank=2)), zero=NO_TAP,
+    needs="encoder/blocks_0/attn/q", loops="python|remat", slow=True,
   ),
   "ia3_lora_norm": Row(  # beside what is trained as it is
     (IA3(), LoRA(rank=2, sites=r"(.*/)?(attn/q|fc2)"), Norm()), 222_720,
