@@ -43,7 +43,7 @@ FORMS = ("auto", "entries", "kernel")
 
 # The share of a kernel's entries whose own gradients take as long as that of the whole kernel:
 # measured on a CPU in float32 by benchmarks/entry_gradients.py, not yet on a GPU or TPU.
-BREAK_EVEN = 1 / 24
+BREAK_EVEN = 1 / 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class GPS(Method):
   layer_scale: whether the layer scale of a ViT or a ConvNeXt is.
   norms: whether scale and bias of all norms are.
   form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" the former in linear layers where k <= inputs / 24.
+    and takes them from it, "auto" the former in linear layers where k <= inputs / 64.
   chosen: of a choice per layer or net, filled by it: "path=n" for a kernel with n > 0 entries.
   """
 
