@@ -15,12 +15,6 @@ from peft_jax.train import general
 
 
 def get_config(argument=""):
-  config = general.start(argument, ("san",), "cifar100_full")
+  config = general.san(argument, "cifar100_full")
   config.optim.lr = 1e-3  # peak, absolute, for batch 128
-  config.optim.warmup_lr = 1e-4  # lr / 10
-  config.optim.min_lr = 1e-8
-  config.optim.cooldown_epochs = 0
-  config.optim.weight_decay = 0.0
-  config.model.drop_path = 0.0
-  config.ema = 0.0  # off
   return config.lock()

@@ -9,14 +9,11 @@ Needs the image-list folders in data/vtab-1k/<task>/ (made by NOAH's data/vtab-s
 and AugReg's B_16-i21k-300ep-lr_0.001-aug_medium1-wd_0.1-do_0.0-sd_0.0.npz in weights/.
 """
 
-from peft_jax.train import vtab
+from peft_jax.train import recipe, vtab
 
 
 def get_config(argument=""):
   config = vtab.noah(argument, ("dora",))
-  config.dora.sites = ".*/attn/(q|k|v)"
-  config.dora.share = ("q", "k", "v")
-  config.dora.rank = 8
-  config.dora.alpha = 8.0  # scale 1
+  recipe.lora_on_qkv(config, rank=8, method="dora")
   config.dora.dropout = 0.1
   return config.lock()

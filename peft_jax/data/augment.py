@@ -50,9 +50,7 @@ def crop_flip(image, key):
 def contrast_view(image, key):
   crop_key, colour_key = jax.random.split(key)
   view = contrast.colours(crop_flip(image, crop_key).astype(jnp.float32), colour_key)
-  if jnp.issubdtype(image.dtype, jnp.integer):
-    view = jnp.round(view)
-  return view.astype(image.dtype)
+  return stored(view, image.dtype)
 
 
 def draw_box(key, height, width):
@@ -90,9 +88,12 @@ def cut(image, top, left, height, width):
     antialias=True,
   )
   view = jnp.clip(view, 0.0, 255.0)
-  if jnp.issubdtype(image.dtype, jnp.integer):
-    view = jnp.round(view)
-  return view.astype(image.dtype)
+  return stored(view, image.dtype)
+
+
+def stored(view, dtype):
+  """`view`, floating point, in the type of the images that it was made of."""
+  return (jnp.round(view) if jnp.issubdtype(dtype, jnp.integer) else view).astype(dtype)
 
 
 AUGMENTS = {"none": None, "flip": flip, "crop_flip": crop_flip, "contrast": contrast_view}

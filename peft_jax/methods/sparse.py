@@ -71,7 +71,7 @@ def _forward(value, index, x, shape, dtype, per_neuron):
 def _backward(shape, dtype, per_neuron, saved, dy):
   index, x, value = saved
   dy = jnp.reshape(dy, (x.shape[0], -1))
-  return entry_gradients(x, dy, index, per_neuron).astype(value.dtype), None, jnp.zeros_like(x)
+  return entry_gradients(x, dy, index, per_neuron).astype(value.dtype), None, None
 
 
 tap.defvjp(_forward, _backward)

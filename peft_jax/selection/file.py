@@ -6,7 +6,7 @@ One safetensors file: an int32 array for every kernel, at its site's path, and u
     format   1
     method   the fields of the method that chose, with its name
     base     fingerprint of the weights they were chosen on
-    data     fingerprint of the images, "" where the score needs none
+    data     fingerprint of the images
     task, split, seed, batch_size, image_size
 """
 

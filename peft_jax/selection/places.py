@@ -18,6 +18,7 @@ from peft_jax.selection import scores as scoring
 from peft_jax.selection import top
 from peft_jax.sites import select
 from peft_jax.tree import flat, nest
+from peft_jax.tuned import Tuned
 
 FUSED = r"(.*/)(q|k|v)"  # one layer in the released code, three here
 
@@ -33,7 +34,7 @@ def choose(method, model, params, table, config, batches=None, steps=0, show=Non
   batches, steps, config, show: as `scores.gradient_sums` takes them, where the score needs data.
   Raises ValueError when no score differs from zero, as below a layer scale or head of zeros.
   """
-  chosen = select(table, method.sites, method.kinds, head="head(_dist)?", asker="GPS")
+  chosen = select(table, method.sites, method.kinds, head=Tuned.head, asker="GPS")
   own = flat(params)
   if scanned := next((path for path, site in chosen.items() if site.stack), None):
     raise ValueError(f"GPS chooses from one kernel a layer, but a scan holds all at {scanned!r}: "
@@ -98,7 +99,7 @@ def written(tuned, variables, name, places):
     shape = shapes[f"{path}/index"].shape
     index = jnp.reshape(jnp.asarray(rows, jnp.int32), shape)
     collection[f"{path}/index"] = index
-    collection[f"{path}/value"] = jnp.reshape(own[f"{path}/kernel"], -1)[index]
+    collection[f"{path}/value"] = sparse.taken(own[f"{path}/kernel"], index)
   filled = variables | {name: nest(collection)}
   tuned.check(filled)
   return filled

@@ -9,10 +9,13 @@ takes absolute values, so what pulls a weight to and fro cancels.
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from peft_jax import data
 from peft_jax.keys import key
+from peft_jax.sites import is_head
 from peft_jax.tree import flat, nest
+from peft_jax.tuned import Tuned
 
 HEAD_STD = 0.02  # of the random head of the cross-entropy
 
@@ -36,12 +39,6 @@ def contrastive_loss(features, labels, temperature):
   return -jnp.mean(jnp.sum(log_share, 1, where=positive) / jnp.sum(positive, 1, dtype=jnp.float32))
 
 
-def cross_entropy(features, labels, head):
-  """Mean softmax cross-entropy of the logits features @ head, head [D, classes]."""
-  log_share = jax.nn.log_softmax(features.astype(jnp.float32) @ head)
-  return -jnp.mean(jnp.take_along_axis(log_share, labels[:, None], 1))
-
-
 def gradient_sums(model, params, paths, batches, steps, config, loss, temperature=0.07, show=None):
   """{path: float32, the kernel's shape}: the gradients of `steps` batches, added up.
 
@@ -55,7 +52,8 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
   show: called with the number of steps done.
   """
   classes, model = model.num_classes, model.clone(num_classes=0, head_layers=1)
-  params = {path: leaf for path, leaf in flat(params).items() if not path.startswith("head")}
+  in_head = lambda path: is_head(path.rpartition("/")[0], Tuned.head)  # noqa: E731
+  params = {path: leaf for path, leaf in flat(params).items() if not in_head(path)}
   wanted = {path: params.pop(path) for path in paths}
 
   def loss_of(wanted, params, batch, now):
@@ -68,7 +66,8 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
       x = features("score", config.data.augment)
       head_key = key(config.seed, "score head")
       head = HEAD_STD * jax.random.normal(head_key, (x.shape[-1], classes))
-      return cross_entropy(x, batch["label"], head)
+      logits = x.astype(jnp.float32) @ head
+      return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
     views = [features(f"score view {i}", "contrast") for i in range(2)]
     labels = jnp.concatenate([batch["label"]] * 2)
     return contrastive_loss(jnp.concatenate(views), labels, temperature)

@@ -1,7 +1,7 @@
-"""From scores to the chosen entries of each kernel: by neuron, by layer or over the whole net.
+"""From scores to the chosen entries of each kernel: by neuron, or over one kernel or all.
 
 Scores are matrices [fan_in, fan_out], a kernel's own flattened, and compared by absolute value.
-Ties fall to the lowest input, in a layer to the lowest flat place, in the net to the first kernel.
+Ties fall to the lowest input, in a kernel to the lowest flat place, over all to the first kernel.
 """
 
 import jax
@@ -24,12 +24,6 @@ def top_per_neuron(scores, k):
 def random_per_neuron(key, fan_in, fan_out, k):
   """int32 [min(k, fan_in), fan_out]: inputs drawn uniformly, without replacement, per neuron."""
   return top_per_neuron(jax.random.uniform(key, (fan_in, fan_out)) + 1.0, k)
-
-
-def top_of_layer(scores, n):
-  """int32 [min(n, size)]: flat places of the n largest |score| of one kernel, rising."""
-  order = np.argsort(-np.abs(np.asarray(scores)).ravel(), kind="stable")
-  return np.sort(order[: max(n, 0)]).astype(np.int32)
 
 
 def top_of_net(scores, n):

@@ -25,13 +25,15 @@ def choose(config, workdir, parallel, dataset, split, model, params, base, table
       continue
     about = selection_file.about(method, config.methods[i], config, base, dataset, split)
     kept = None if workdir is None else workdir / "selection.safetensors"
+    places = None
     if config.selection:
       places, found = selection_file.read(config.selection)
       selection_file.check(config.selection, found, about)
       about = found
-    elif kept is not None and kept.exists() and selection_file.read(kept)[1] == about:
-      places, _ = selection_file.read(kept)
-    else:
+    elif kept is not None and kept.exists():
+      earlier, found = selection_file.read(kept)
+      places = earlier if found == about else None
+    if places is None:
       places = made(config, method, parallel, split, model, params, table)
     if kept is not None:
       selection_file.save(kept, places, about)

@@ -88,3 +88,15 @@ def start(argument, methods, task, mode="ssf"):
   config.model.drop_path = values.drop_path
   config.ema = values.ema
   return config
+
+
+def san(argument, task):
+  """`start` with what differs in SAN's released script: no decay, drop path or average."""
+  config = start(argument, ("san",), task)
+  config.optim.warmup_lr = 1e-4  # lr / 10
+  config.optim.min_lr = 1e-8
+  config.optim.cooldown_epochs = 0
+  config.optim.weight_decay = 0.0
+  config.model.drop_path = 0.0
+  config.ema = 0.0  # off
+  return config

@@ -86,10 +86,10 @@ def noah_adamw(config):
   config.model.drop_path = 0.1  # last block's rate
 
 
-def lora_on_qkv(config, rank):
-  """LoRA as the papers run it: one A for a fused qkv, scale 1; on a ConvNeXt, every layer."""
+def lora_on_qkv(config, rank, method="lora"):
+  """LoRA, or DoRA, as the papers run it: one A for qkv, scale 1; on a ConvNeXt, every layer."""
   if not is_convnext(config):
-    config.lora.sites = ".*/attn/(q|k|v)"
-    config.lora.share = ("q", "k", "v")
-  config.lora.rank = rank
-  config.lora.alpha = float(rank)
+    config[method].sites = ".*/attn/(q|k|v)"
+    config[method].share = ("q", "k", "v")
+  config[method].rank = rank
+  config[method].alpha = float(rank)
