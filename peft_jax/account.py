@@ -8,6 +8,7 @@ import jax
 
 from peft_jax import adapter_file, data, explain, methods, models, partition, statistics, weights
 from peft_jax.count import count
+from peft_jax.methods import entries
 from peft_jax.sites import NoSiteError, sites
 from peft_jax.train import step as steps
 from peft_jax.tuned import Tuned
@@ -71,7 +72,8 @@ def account(config):
   model = models.create(num_classes=task.num_classes, **config.model)
   tuned = _tuned(model, config)
   counts = count(tuned)
-  train, frozen = tuned.split(tuned.shapes)
+  filed = entries.filed(tuned)
+  train, frozen = filed.split(filed.shapes)
   held = partition.join(train, partition.fixed(frozen)) | statistics.start(tuned.table)
   unnamed = weights.Base(
     name=config.weights,
@@ -90,7 +92,7 @@ def account(config):
     forward=forward,
     tuned_forward=tuned_forward,
     step=step,
-    file=adapter_file.size(held, tuned=tuned, base=unnamed, **about),
+    file=adapter_file.size(held, tuned=filed, base=unnamed, **about),
   )
 
 
