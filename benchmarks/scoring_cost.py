@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from peft_jax import data, models, statistics
+from peft_jax.keys import key
 from peft_jax.methods import GPS, Full
 from peft_jax.selection import scores
 from peft_jax.sites import select, sites
@@ -69,21 +70,30 @@ def totals(wanted):
   return {path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for path, leaf in wanted.items()}
 
 
+def views(model, batch):
+  """The programs that make the two views of a batch."""
+  def view(images):
+    return data.augment(images, key(0, "score view 0"), "contrast")
+
+  return [(view, (models.batch(model, batch)["image"],))] * 2
+
+
 def gps(model, batch, loss):
-  """The programs of one batch of gradient sums."""
+  """The programs of one batch of gradient sums, from its views."""
   wanted, rest = scores.parted(models.parameters(model), kernels(model))
+  images, labels = models.batch(model, batch).values()
+  step = jax.ShapeDtypeStruct((), jnp.int32)
   programs, left = [], None
   for function in scores.passes(model, settings(), loss):
-    step = jax.ShapeDtypeStruct((), jnp.int32)
-    arguments = (totals(wanted), left, wanted, rest, models.batch(model, batch), step)
+    arguments = (totals(wanted), left, wanted, rest, [images] * 2, labels, step)
     programs.append((function, arguments))
     left = jax.eval_shape(function, *arguments)[1]
   return programs
 
 
-# By name: (model, batch) -> programs, and the views of an image; a row joins by one line.
+# By name: (model, batch) -> programs, and the views of an image. A score joins by one row.
 SCORES = {
-  "gps contrast": (lambda model, batch: gps(model, batch, "contrast"), 2),
+  "gps contrast": (lambda model, batch: views(model, batch) + gps(model, batch, "contrast"), 2),
   "gps cross_entropy": (lambda model, batch: gps(model, batch, "cross_entropy"), 1),
 }
 

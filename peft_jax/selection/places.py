@@ -64,15 +64,13 @@ def choose(method, model, params, table, config, batches=None, steps=0, show=Non
   if not any(float(jnp.max(jnp.abs(matrix))) for matrix in matrices.values()):
     raise ValueError("GPS: every score is zero, so nothing can be chosen by it; are the weights "
                      "those of a trained backbone?")
-  if method.level not in top.ROWS:
-    return {path: places[None] for path, places in BY_BUDGET[method.level](matrices, method.k)
-            .items()}
-  rows = {path: top.ROWS[method.level](matrix, method.k) for path, matrix in matrices.items()}
-  if method.row_permutation:
+  found = by_level(method.level, matrices, method.k)
+  if method.row_permutation:  # of the inputs; each place stays in its neuron's column
     start = key(config.seed, "row permutation")
-    rows = {path: jax.random.permutation(fold(start, path), inputs, axis=1)
-            for path, inputs in rows.items()}
-  return {path: sparse.places(inputs, inputs.shape[1]) for path, inputs in rows.items()}
+    for path, rows in found.items():
+      inputs = jax.random.permutation(fold(start, path), rows // rows.shape[1], axis=1)
+      found[path] = sparse.places(inputs, rows.shape[1])
+  return found
 
 
 def made(method, model, params, kernels, config, batches, steps, show):
@@ -107,6 +105,14 @@ def fitting(scores, params, kernels):
       raise ValueError(f"GPS: the given scores for {kernel!r} hold NaN or infinite values; nothing "
                        "can be chosen by them.")
   return found
+
+
+def by_level(level, matrices, k):
+  """{path: places} of scores {path: matrix [fan_in, fan_out]}; level, k: as GPS has them."""
+  if level in top.ROWS:
+    return {path: sparse.places(top.ROWS[level](matrix, k), matrix.shape[1])
+            for path, matrix in matrices.items()}
+  return {path: places[None] for path, places in BY_BUDGET[level](matrices, k).items()}
 
 
 def by_layer(matrices, k):

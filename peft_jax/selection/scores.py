@@ -16,8 +16,6 @@ the operations of one view's forward pass, a batch takes two programs,
 XLA is free to let the two overlap, and on a CPU it does, across an optimization_barrier.)
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -68,10 +66,13 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
   parts = [jax.jit(part, donate_argnums=0)
            for part in passes(model, config, loss, temperature, drop_path)]
   total = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in wanted.items()}
+  ways = {"contrast": ["contrast"] * 2, "cross_entropy": [config.data.augment]}[loss]
   for step in range(steps):
     batch, left = batches(step), None
+    views = [data.augment(batch["image"], key(config.seed, f"score view {i}", step), how)
+             for i, how in enumerate(ways)]
     for part in parts:
-      total, left = part(total, left, wanted, rest, batch, jnp.int32(step))
+      total, left = part(total, left, wanted, rest, views, batch["label"], jnp.int32(step))
     if show:
       show(step + 1)
   return total
@@ -87,46 +88,42 @@ def parted(params, paths):
 def passes(model, config, loss, temperature=0.07, drop_path=0.0):
   """Pure functions that, one after the other, add the gradients of one batch to `total`:
 
-    (total, left, wanted, rest, batch, step) -> (total, left)
+    (total, left, wanted, rest, views, labels, step) -> (total, left)
 
   wanted, rest: as `parted` gives them; total: {path: float32} as `wanted`; left: what a pass leaves
-    to the next one, None for the first. The others: see `gradient_sums`.
+    to the next one, None for the first; views: uint8 [B, S, S, 3] each. The others: see
+    `gradient_sums`.
   """
   classes = model.num_classes
   model = model.clone(num_classes=0, head_layers=1, drop_path=drop_path)
 
-  def features(purpose, how, rest, batch, now):
-    """The features of one view as a function of `wanted`."""
-    images = data.augment(batch["image"], key(config.seed, purpose, now), how)
-    images = data.normalize(images, config.data.normalize)
-    rngs = {"dropout": key(config.seed, f"{purpose} drop path", now)}
+  def features(i, rest, views, now):
+    """The features of view i as a function of `wanted`."""
+    images = data.normalize(views[i], config.data.normalize)
+    rngs = {"dropout": key(config.seed, f"score view {i} drop path", now)}
     return lambda wanted: model.apply(
       {"params": nest(rest | wanted)}, images, train=True, rngs=rngs)
-
-  view = [functools.partial(features, f"score view {i}", "contrast") for i in range(2)]
 
   def contrast(x, y, labels):
     return contrastive_loss(jnp.concatenate([x, y]), jnp.concatenate([labels] * 2), temperature)
 
-  def first_view(total, left, wanted, rest, batch, now):
-    x, back = jax.vjp(view[0](rest, batch, now), wanted)
-    y = view[1](rest, batch, now)(wanted)
-    dx, dy = jax.grad(contrast, (0, 1))(x, y, batch["label"])
+  def first_view(total, left, wanted, rest, views, labels, now):
+    x, back = jax.vjp(features(0, rest, views, now), wanted)
+    y = features(1, rest, views, now)(wanted)
+    dx, dy = jax.grad(contrast, (0, 1))(x, y, labels)
     return added(total, *back(dx)), dy
 
-  def second_view(total, left, wanted, rest, batch, now):
-    _, back = jax.vjp(view[1](rest, batch, now), wanted)
+  def second_view(total, left, wanted, rest, views, labels, now):
+    _, back = jax.vjp(features(1, rest, views, now), wanted)
     return added(total, *back(left)), None
 
-  def cross_entropy(total, left, wanted, rest, batch, now):
-    features_of = features("score", config.data.augment, rest, batch, now)
-
+  def cross_entropy(total, left, wanted, rest, views, labels, now):
     def loss_of(wanted):
-      x = features_of(wanted)
+      x = features(0, rest, views, now)(wanted)
       head_key = key(config.seed, "score head")
       head = HEAD_STD * jax.random.normal(head_key, (x.shape[-1], classes))
       logits = x.astype(jnp.float32) @ head
-      return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     return added(total, jax.grad(loss_of)(wanted)), None
 
