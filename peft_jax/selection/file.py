@@ -20,6 +20,7 @@ from peft_jax import safetensors
 
 FORMAT = 1
 NAME = "peft_jax_selection"
+# The fields that decide what is chosen.
 RULE = ("k", "level", "score", "temperature", "drop_path", "row_permutation", "skip", "sites")
 
 
