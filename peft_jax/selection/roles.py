@@ -16,9 +16,6 @@ positions) and what comes behind the last norm (pre_logits, head).
 
 import re
 
-from peft_jax.sites import is_head
-from peft_jax.tuned import Tuned
-
 BLOCK, BETWEEN = r"(encoder|stages_\d+)/blocks_\d+", r"stages_\d+/downsample"
 
 ROLES = {  # by whole leaf paths; None is left out
@@ -29,7 +26,7 @@ ROLES = {  # by whole leaf paths; None is left out
   rf"{BLOCK}/((attn|mlp)/ls|gamma)": "vector",
   rf"{BETWEEN}/(norm/(scale|bias)|conv/bias)": "vector",
   r"(norm|fc_norm)/(scale|bias)": "vector",
-  r"(patch_embed|stem|norm_pre|pre_logits)/.*": None,
+  r"(patch_embed|stem|norm_pre|pre_logits|head|head_dist)/.*": None,
   r"cls_token|dist_token|reg_tokens|pos_embed": None,
 }
 
@@ -42,8 +39,6 @@ def roles(table):
   """
   found = {}
   for path, site in table.items():
-    if is_head(path, Tuned.head):
-      continue
     if site.stack:
       raise ValueError(f"SPT chooses from one kernel a layer, but a scan holds all at {path!r}: "
                        "take model.loop='python' or 'remat'.")
