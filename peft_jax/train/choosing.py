@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 
 from peft_jax import data, methods
 from peft_jax.selection import file as selection_file
 from peft_jax.selection import places as selected
 from peft_jax.sites import select
-from peft_jax.train import feed, shard
+from peft_jax.train import feed, log, shard
 from peft_jax.tuned import Tuned
 
 
@@ -72,11 +70,7 @@ def made(config, method, parallel, split, model, params, table):
     return selected.choose(method, model, params, table, config)
   how = shard.Parallel("jit", parallel.devices)
   batches = feed.feed(split, config.batch_size, config.seed, how, config.data.resident_mb)
-  steps, begun = data.steps_per_epoch(config.batch_size, len(split)), time.monotonic()
-
-  def show(done):
-    if done in (1, steps) or done % 10 == 0:
-      seconds = time.monotonic() - begun
-      print(f"choosing by {method.score}: batch {done}/{steps}  {seconds:.0f} s", flush=True)
-
-  return selected.choose(method, model, how.place(params), table, config, batches, steps, show)
+  steps = data.steps_per_epoch(config.batch_size, len(split))
+  bar = log.Bar(f"choosing by {method.score}: batch", steps)
+  params = how.place(params)
+  return selected.choose(method, model, params, table, config, batches, steps, bar.show)
