@@ -38,6 +38,7 @@ import jax.numpy as jnp
 from peft_jax.methods.entries import Entries
 
 SCORES = ("squares", "fisher", "magnitude", "random")
+PLACED = ("lora", "dora", "adapter", "vpt")
 LEAST = {"budget": 0, "tau": 0, "alpha": 0, "beta": 0, "num_samples": 1, "group_size": 1}
 
 
@@ -154,3 +155,18 @@ class SPT(Entries):
   def trains(self, table, paths):
     tokens = {path for path in paths if path.rpartition("/")[2] == "cls_token"}
     return frozenset({*self.whole, *(tokens if self.tokens else ())} & paths)
+
+
+def behind(names, methods):
+  """(name, method) of what an SPT among the methods places; ("", None) for nothing.
+
+  Raises ValueError where what stands behind it has variables, but cannot be placed.
+  """
+  following = dict(zip(names, zip(names[1:], methods[1:], strict=True), strict=False))
+  name, method = following.get("spt", ("", None))
+  if method is None or not method.collection:
+    return "", None
+  if name not in PLACED:
+    raise ValueError(f"SPT places the method behind it, one of {', '.join(PLACED)}, not {name}: "
+                     f"put {name} in front of spt.")
+  return name, method

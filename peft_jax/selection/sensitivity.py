@@ -13,19 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from peft_jax.count import backbone_size
 from peft_jax.keys import fold, key
 from peft_jax.methods import patterns
 from peft_jax.methods.scope import norm_paths
 from peft_jax.selection.allocate import allocate, allocate_at, grid
 from peft_jax.selection.roles import roles
 from peft_jax.selection.squares import squared_gradients
-from peft_jax.sites import select
+from peft_jax.sites import is_head, select
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
 
-PLACED = ("lora", "dora", "adapter", "vpt")
-DECIDE = ("sites", "rank", "rank_pattern", "width", "reduction", "length")  # fields of the placed
+# Fields of what is placed that decide where.
+DECIDE = ("sites", "rank", "rank_pattern", "width", "reduction", "length")
 
 
 def needs_data(method):
@@ -76,6 +75,9 @@ def units(placed, table):
     inside = tuple(leaf for leaf in matrices if leaf.startswith(f"{path}/"))
     if made and inside and (not prompts or path.endswith("attn")):
       found[path] = (sum(math.prod(leaf.shape) for leaf in made.values()), inside)
+  named = [leaf for _, leaves in found.values() for leaf in leaves]
+  if len(set(named)) < len(named):
+    raise ValueError(f"SPT: {name} acts at sites of which one holds another; select either.")
   if not found:
     raise ValueError(f"SPT: {name} acts at none of the matrices that may be chosen, such as "
                      f"{next(iter(matrices), 'none')}; select other sites for it.")
@@ -96,7 +98,8 @@ def allocations(method, placed, table, found, budgets=()):
   if method.tau and not budgets:
     return {method.budget: allocate_at(found, kinds, own, method.tau, **options)}
   given = budgets or (method.budget,)
-  whole = backbone_size(table)
+  whole = sum(math.prod(shape) for path, site in table.items() if not is_head(path, Tuned.head)
+              for _, shape in site.params)
   asked = {budget: round(budget * whole) if budget < 1 else round(budget) for budget in given}
   taus = grid(sum(np.size(leaf) for leaf in found.values()))
   made = allocate(found, kinds, own, tuple(asked.values()), taus=taus, **options)
@@ -115,7 +118,8 @@ def told(method, placed, places, whole, paths):
   places: {leaf path: places of single entries}; whole: leaf paths; placed: None for none.
   """
   chosen = tuple(f"{path}={np.size(rows)}" for path, rows in places.items())
-  spt = dataclasses.replace(method, chosen=chosen, whole=tuple(whole))
+  collection = method.collection if chosen else ""  # it then has no variables
+  spt = dataclasses.replace(method, collection=collection, chosen=chosen, whole=tuple(whole))
   return (spt, *([placed_at(placed, tuple(paths))] if paths else []))
 
 
