@@ -60,6 +60,10 @@ ROWS = {
   "ssf": Row("SSF", ("ssf",)),
   "ssf_lora": Row("SSF and LoRA-8", ("ssf", "lora")),
   "san": Row("SAN", ("san",)),
+  "gps": Row("GPS, k = 1", ("gps",)),
+  "gps_random": Row("neuron-random, k = 1", ("gps",), options={"gps.score": "random"}),
+  "gps_magnitude": Row("magnitude, k = 1", ("gps",), options={"gps.score": "magnitude"}),
+  "gps_net": Row("GPS at net level, k = 1", ("gps",), options={"gps.level": "net"}),
   "san_random": Row("SAN, random weights", ("san",), weights="random"),
   "full": Row("full", ("full",), (3e-5, 1e-4)),
 }

@@ -6,9 +6,11 @@ import dataclasses
 
 import jax
 
-from peft_jax import adapter_file, data, explain, methods, models, partition, statistics, weights
+from peft_jax import adapter_file, data, explain, models, partition, statistics, weights
 from peft_jax.count import count
+from peft_jax.methods import entries
 from peft_jax.sites import NoSiteError, sites
+from peft_jax.train import choosing
 from peft_jax.train import step as steps
 from peft_jax.tuned import Tuned
 
@@ -65,13 +67,15 @@ class Account:
 def account(config):
   """The Account of a run with this (resolved) config; no weights, no images, no arrays.
 
-  Raises what a run would: NoSiteError where a method's pattern selects nothing.
+  Raises what a run would: NoSiteError where a method's pattern selects nothing. What a method
+  trains that only a choice tells is read from config.selection; ValueError where that is unset.
   """
   task = _task(config)
   model = models.create(num_classes=task.num_classes, **config.model)
   tuned = _tuned(model, config)
   counts = count(tuned)
-  train, frozen = tuned.split(tuned.shapes)
+  filed = entries.filed(tuned)
+  train, frozen = filed.split(filed.shapes)
   held = partition.join(train, partition.fixed(frozen)) | statistics.start(tuned.table)
   unnamed = weights.Base(
     name=config.weights,
@@ -90,7 +94,7 @@ def account(config):
     forward=forward,
     tuned_forward=tuned_forward,
     step=step,
-    file=adapter_file.size(held, tuned=tuned, base=unnamed, **about),
+    file=adapter_file.size(held, tuned=filed, base=unnamed, **about),
   )
 
 
@@ -104,7 +108,7 @@ def _task(config):
 
 
 def _tuned(model, config):
-  return Tuned(model, methods.build(config), sites(model, models.images(model)))
+  return Tuned(model, choosing.explained(config), sites(model, models.images(model)))
 
 
 def _flops(config, model):

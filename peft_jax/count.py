@@ -7,6 +7,7 @@ absolute counts of `count` are what can be compared.
 import collections
 import math
 
+from peft_jax import partition
 from peft_jax.tree import flat
 
 
@@ -17,8 +18,9 @@ def count(tuned):
   backbone_without_head.
   """
   labels, sizes = flat(tuned.labels(tuned.shapes)), collections.Counter()
+  partly = partition.partly(tuned, tuned.shapes)
   for path, leaf in flat(tuned.shapes).items():
-    sizes[labels[path]] += leaf.size
+    sizes[labels[path]] += partly.get(path, leaf).size
   sizes.pop("freeze", None)
   total = sum(leaf.size for leaf in flat(tuned.shapes["params"]).values())
   trained, backbone = sum(sizes.values()), total - sizes["head"]

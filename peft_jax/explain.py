@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from peft_jax import partition
 from peft_jax.tree import flat, under
 
 
@@ -24,12 +25,13 @@ def rows(tuned, every=False):
   Trained are the methods' variables, the head, and the parameters that a scope trains as they
   are, named "params.scale (768,)". The model's own parameters stand under the site "".
   """
-  train, _ = tuned.split(tuned.shapes)
+  train, frozen = tuned.split(tuned.shapes)
+  partly = {path: places.size for path, places in partition.partly(tuned, frozen).items()}
   train = {collection: flat(tree) for collection, tree in train.items()}
   found = []
   for path, site in tuned.table.items():
     here = [
-      (f"{collection}.{name} {leaf.shape}", math.prod(leaf.shape))
+      _named(f"{collection}.{name}", leaf.shape, partly.get(f"{collection}/{path}/{name}"))
       for collection, tree in sorted(train.items(), key=lambda item: item[0] == "params")
       for name, leaf in under(path, tree).items()
     ]
@@ -40,6 +42,11 @@ def rows(tuned, every=False):
         Row(path, site.kind.__name__, f"{stack}{site.x} -> {site.y}", texts, sum(counts))
       )
   return found
+
+
+def _named(name, shape, partly):
+  size = math.prod(shape)
+  return (f"{name} {shape}", size) if partly is None else (f"{name} {partly} of {shape}", partly)
 
 
 def table(tuned, every=False):

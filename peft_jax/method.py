@@ -36,6 +36,7 @@ class Method:
   builds = {}  # options of models.create that the backbone must be built with
   folds_below = False  # whether `call` reads `params`: what lies below is folded into them
   chooses = False  # whether what it trains is chosen by `selection` before `init` is of use
+  masked = None  # masked(tree) -> {path in params: places}: leaves trained at these places alone
   folded = ()  # the sites whose change `fold` alone carries: `weights` is not asked there
 
   def bind(self, table, chosen):

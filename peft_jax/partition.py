@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax.numpy as jnp
@@ -13,8 +14,9 @@ from peft_jax.tree import flat, nest
 def labels(tuned, variables):
   """The optimizer group of every leaf, in the structure of `variables`, for multi_transform.
 
-  "head"; a collection's name for a method's variables; "backbone" for backbone parameters that a
-  method trains as they are; "freeze" for the rest and for all integer leaves. Raises NoSiteError
+  "head"; a collection's name for a method's variables, and for backbone parameters of which it
+  trains some places; "backbone" for those that a method trains as they are; "freeze" for the rest
+  and for all integer leaves. Raises NoSiteError
   when `tuned.head` names no module.
   """
   if tuned.head and not any(is_head(path, tuned.head) for path in tuned.table):
@@ -25,6 +27,8 @@ def labels(tuned, variables):
   paths = frozenset(flat(variables.get("params", {})))
   trained = frozenset().union(*(m.trains(tuned.table, paths) for m in tuned.methods))
   own = {m.collection for m, _ in tuned.bound}
+  partly = {path: m.collection for m, _ in tuned.bound if m.masked
+            for path in m.masked(tuned.shapes[m.collection])}
 
   def label(full_path, leaf):
     collection, _, path = full_path.partition("/")
@@ -34,7 +38,7 @@ def labels(tuned, variables):
       return collection
     if is_head(path.rpartition("/")[0], tuned.head):
       return "head"
-    return "backbone" if path in trained else "freeze"
+    return "backbone" if path in trained else partly.get(path, "freeze")
 
   return nest({path: label(path, leaf) for path, leaf in flat(variables).items()})
 
@@ -44,6 +48,28 @@ def split(tuned, variables):
   groups, leaves = flat(labels(tuned, variables)), flat(variables)
   train = {path: leaf for path, leaf in leaves.items() if groups[path] != "freeze"}
   return nest(train), nest({path: leaf for path, leaf in leaves.items() if path not in train})
+
+
+def partly(tuned, frozen):
+  """{full path: int32 flat places} of the trained leaves of which only some places are trained."""
+  groups = flat(tuned.labels(tuned.shapes))
+  return {f"params/{path}": places
+          for m, _ in tuned.bound if m.masked
+          for path, places in m.masked(frozen[m.collection]).items()
+          if groups[f"params/{path}"] == m.collection}
+
+
+def masks(tuned, frozen):
+  """{full path: bool, the leaf's shape}: where the leaves of `partly` are trained."""
+  found = {}
+  for path, places in partly(tuned, frozen).items():
+    shape = flat(tuned.shapes)[path].shape
+    stack = tuned.table[path.partition("/")[2].rpartition("/")[0]].stack
+    layers = math.prod(stack)
+    mask = jnp.zeros((layers, math.prod(shape) // layers), bool)
+    mask = mask.at[jnp.arange(layers)[:, None], jnp.reshape(places, (layers, -1))].set(True)
+    found[path] = jnp.reshape(mask, shape)
+  return found
 
 
 def fixed(frozen):

@@ -163,8 +163,7 @@ class Tuned:
         params = flat(method.fold(nest(params), nest(derived[method.collection])))
     return nest(params)
 
-  labels = partition.labels
-  split = partition.split
+  labels, split = partition.labels, partition.split
 
   def penalty(self, variables):
     """The sum of what the methods add to the loss, a scalar."""

@@ -28,26 +28,19 @@ import dataclasses
 import math
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 
-from peft_jax.method import Method
 from peft_jax.methods import patterns, sparse
-from peft_jax.methods.axes import tokens
+from peft_jax.methods.entries import Entries
 from peft_jax.methods.scope import norm_paths
 from peft_jax.selection import top
 
 LEVELS = ("neuron", "layer", "net")
 SCORES = ("contrast", "cross_entropy", "magnitude", "random")
-FORMS = ("auto", "entries", "kernel")
-
-# The share of a kernel's entries whose own gradients take as long as that of the whole kernel:
-# measured on a CPU in float32 by benchmarks/entry_gradients.py, not yet on a GPU or TPU.
-BREAK_EVEN = 1 / 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPS(Method):
+class GPS(Entries):
   """Chosen entries of the kernels of linear layers and convolutions, and all their biases.
 
   Variables at a site whose kernel has shape fan_in + fan_out:
@@ -69,12 +62,12 @@ class GPS(Method):
   layer_scale: whether the layer scale of a ViT or a ConvNeXt is.
   norms: whether scale and bias of all norms are.
   form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" the former in linear layers where k <= inputs / 64.
+    and takes them from it, "auto" the former in linear layers where k <= inputs / 64; "mask" trains
+    the kernels themselves and masks their updates: the same training, at the cost of full tuning.
   chosen: of a choice per layer or net, filled by it: "path=n" for a kernel with n > 0 entries.
   """
 
   chooses: ClassVar[bool] = True
-  folds_below: ClassVar[bool] = True  # it writes into the weights as those below have left them
 
   collection: str = "gps"
   k: int = 1
@@ -85,15 +78,15 @@ class GPS(Method):
   rel_pos: bool = True
   layer_scale: bool = True
   norms: bool = False
-  form: str = "auto"
   chosen: tuple[str, ...] = ()
 
   def __post_init__(self):
+    super().__post_init__()
     if self.k < 1:
       raise ValueError(f"GPS: k={self.k}; it must be at least 1.")
     if not self.temperature > 0:
       raise ValueError(f"GPS: temperature={self.temperature}; it must be positive.")
-    for name, values in {"level": LEVELS, "score": SCORES, "form": FORMS}.items():
+    for name, values in {"level": LEVELS, "score": SCORES}.items():
       if getattr(self, name) not in values:
         raise ValueError(f"GPS: {name}={getattr(self, name)!r}; it must be one of {values}.")
     patterns.check("GPS", "chosen", self.chosen, int)
@@ -121,32 +114,16 @@ class GPS(Method):
     inputs, outputs = math.prod(site.fan_in), math.prod(site.fan_out)
     kernel = params.get("kernel", jnp.zeros((*site.fan_in, *site.fan_out)))
     if self.level != "neuron" or self.score not in ("magnitude", "random"):
-      return {"value": jnp.full(shape, jnp.nan, kernel.dtype), "index": jnp.zeros(shape, jnp.int32)}
+      made = self.variables(kernel, jnp.zeros(shape, jnp.int32))
+      return {**made, "value": jnp.full(shape, jnp.nan, kernel.dtype)} if "value" in made else made
     if self.score == "magnitude":
       places = top.top_per_neuron(jnp.reshape(kernel, (inputs, outputs)), self.k)
     else:
       places = top.random_per_neuron(key, inputs, outputs, self.k)
-    index = jnp.reshape(sparse.places(places, outputs), shape)
-    return {"value": sparse.taken(kernel, index), "index": index}
+    return self.variables(kernel, jnp.reshape(sparse.places(places, outputs), shape))
 
-  def weights(self, site, params, v):
-    return {**params, "kernel": sparse.written(params["kernel"], v["value"], v["index"])}
-
-  def call(self, site, v, params, layer, x, rng):
-    if site.is_conv or not self.by_entries(site):
-      return layer(self.weights(site, params, v), x)
-    # The layer reads the values as constants, so that no gradient of its kernel is formed.
-    y = layer(self.weights(site, params, {**v, "value": jax.lax.stop_gradient(v["value"])}), x)
-    value, index = (jnp.reshape(v[name], (len(v[name]), -1)) for name in ("value", "index"))
-    x = tokens(jax.lax.stop_gradient(x), site.fan_in)
-    return y + sparse.tap(value, index, x, y.shape, y.dtype, self.level == "neuron")
-
-  def by_entries(self, site):
-    """Whether the gradient of a linear layer is formed for the chosen entries alone."""
-    if self.form != "auto":
-      return self.form == "entries"
-    kernel = math.prod(site.fan_in) * math.prod(site.fan_out)
-    return math.prod(self.entries(site)) <= BREAK_EVEN * kernel
+  def is_per_neuron(self, site):
+    return self.level == "neuron"
 
   def trains(self, table, paths):
     norms = norm_paths(table)

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from peft_jax.keys import fold, key
-from peft_jax.methods import sparse
+from peft_jax.methods import entries, sparse
 from peft_jax.selection import scores as scoring
 from peft_jax.selection import top
 from peft_jax.sites import select
-from peft_jax.tree import flat, nest
+from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
 
 FUSED = r"(.*/)(q|k|v)"  # one layer in the released code, three here
@@ -93,13 +93,5 @@ def told(method, places):
 
 def written(tuned, variables, name, places):
   """`variables` with the places and the backbone's own values in the collection `name`."""
-  own, collection = flat(variables["params"]), {}
-  shapes = flat(variables[name])
-  for path, rows in places.items():
-    shape = shapes[f"{path}/index"].shape
-    index = jnp.reshape(jnp.asarray(rows, jnp.int32), shape)
-    collection[f"{path}/index"] = index
-    collection[f"{path}/value"] = sparse.taken(own[f"{path}/kernel"], index)
-  filled = variables | {name: nest(collection)}
-  tuned.check(filled)
-  return filled
+  kernels = {f"{path}/kernel": rows for path, rows in places.items()}
+  return entries.filled(tuned, variables, name, kernels)

@@ -39,6 +39,18 @@ def contrastive_loss(features, labels, temperature):
   return -jnp.mean(jnp.sum(log_share, 1, where=positive) / jnp.sum(positive, 1, dtype=jnp.float32))
 
 
+def headless(model, params):
+  """(the backbone that gives features, {path: leaf} of what it reads of `params`)."""
+  in_head = lambda path: is_head(path.rpartition("/")[0], Tuned.head)  # noqa: E731
+  rest = {path: leaf for path, leaf in flat(params).items() if not in_head(path)}
+  return model.clone(num_classes=0, head_layers=1), rest
+
+
+def random_head(seed, width, classes):
+  """[width, classes] float32: the head of the cross-entropy, which no one has trained; no bias."""
+  return HEAD_STD * jax.random.normal(key(seed, "score head"), (width, classes))
+
+
 def gradient_sums(model, params, paths, batches, steps, config, loss, temperature=0.07, show=None):
   """{path: float32, the kernel's shape}: the gradients of `steps` batches, added up.
 
@@ -51,9 +63,8 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
     before a random head of the model's classes).
   show: called with the number of steps done.
   """
-  classes, model = model.num_classes, model.clone(num_classes=0, head_layers=1)
-  in_head = lambda path: is_head(path.rpartition("/")[0], Tuned.head)  # noqa: E731
-  params = {path: leaf for path, leaf in flat(params).items() if not in_head(path)}
+  classes = model.num_classes
+  model, params = headless(model, params)
   wanted = {path: params.pop(path) for path in paths}
 
   def loss_of(wanted, params, batch, now):
@@ -64,9 +75,7 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
 
     if loss == "cross_entropy":
       x = features("score", config.data.augment)
-      head_key = key(config.seed, "score head")
-      head = HEAD_STD * jax.random.normal(head_key, (x.shape[-1], classes))
-      logits = x.astype(jnp.float32) @ head
+      logits = x.astype(jnp.float32) @ random_head(config.seed, x.shape[-1], classes)
       return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
     views = [features(f"score view {i}", "contrast") for i in range(2)]
     labels = jnp.concatenate([batch["label"]] * 2)

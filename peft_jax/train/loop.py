@@ -5,7 +5,7 @@
     metrics.jsonl     training and evaluation rows: a function of (config, seed)
     progress.jsonl    speed and time
     checkpoints/      what a restart goes on from
-    selection.safetensors  of gps: the entries it chose to train
+    selection.safetensors  of gps and spt: what they chose to train
     adapter.safetensors  the trained variables;  merged.safetensors with config.merge
     result.json       written last: its presence means that the run is finished
 
@@ -25,7 +25,6 @@ from etils import epath
 
 from peft_jax import data, models, statistics, weights
 from peft_jax.keys import key
-from peft_jax.selection.places import written
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, choosing, evaluate, feed, log, shard
 from peft_jax.train import step as steps
@@ -137,7 +136,7 @@ def prepare(config, workdir=None, parallel=None):
   tuned = Tuned(model, built, table)
   variables = {"params": params, **tuned.init(key(config.seed, "methods"), params)}
   for collection, rows in chosen.items():
-    variables = written(tuned, variables, collection, rows)
+    variables = choosing.written(tuned, variables, collection, rows)
   trained, frozen = tuned.split(variables)
   per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
   groups = set(jax.tree.leaves(tuned.labels(trained)))

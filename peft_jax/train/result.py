@@ -11,6 +11,7 @@ import numpy as np
 from peft_jax import adapter_file, files, versions
 from peft_jax.count import count
 from peft_jax.loaded import Loaded
+from peft_jax.methods import entries
 from peft_jax.partition import fixed
 from peft_jax.train import log
 from peft_jax.train import step as steps
@@ -25,9 +26,11 @@ def finish(config, workdir, parallel, parts, state, meta):
   begun = time.monotonic()
   split = parts.eval_split.name
   trained = jax.device_get(steps.outcome(state))
-  about = {"tuned": parts.tuned, "base": parts.base}
-  about |= adapter_file.of_run(config, parts.dataset)
-  adapter_file.save(workdir / "adapter.safetensors", join(trained, fixed(parts.frozen)), **about)
+  tuned, variables = entries.filed(parts.tuned), join(trained, parts.frozen)
+  variables = entries.packed(parts.tuned, variables, join(parts.train, parts.frozen)["params"])
+  about = {"tuned": tuned, "base": parts.base} | adapter_file.of_run(config, parts.dataset)
+  own, frozen = tuned.split(variables)
+  adapter_file.save(workdir / "adapter.safetensors", join(own, fixed(frozen)), **about)
   result = {
     "task": config.task,
     "model": config.model.name,
@@ -62,7 +65,7 @@ def finish(config, workdir, parallel, parts, state, meta):
     },
   }
   if config.merge:
-    loaded = Loaded(parts.tuned, join(trained, parts.frozen), adapter_file.header(**about))
+    loaded = Loaded(tuned, variables, adapter_file.header(**about))
     path = workdir / "merged.safetensors"
     result["merged_max_difference"] = merge(path, loaded, parts.eval_split)
   result["seconds"] = meta["seconds"] + time.monotonic() - begun

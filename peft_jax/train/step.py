@@ -34,7 +34,8 @@ def optimizer(tuned, train, optim, steps_per_epoch):
   adam(g) = mean / (sqrt(square) + eps), both moments corrected for their start at zero; b1, b2.
   Where d acts: see `decays`. `optim.clip` bounds the global norm of all g together, before the
   decay. Groups: "head" (optim.head_lr), every method's collection and "backbone"
-  (optim.group_lr); those without a rate take optim.lr.
+  (optim.group_lr); those without a rate take optim.lr. Of leaves of which only some places are
+  trained the others get neither gradient nor update: tx.update(..., masks=partition.masks(...)).
   """
   labels = tuned.labels(train)
   rates = rates_of(optim, set(jax.tree.leaves(labels)), steps_per_epoch)
@@ -46,12 +47,32 @@ def optimizer(tuned, train, optim, steps_per_epoch):
     "sgd": (decay, optax.trace(optim.momentum)),
   }
   return optax.chain(
+    masked(),
     optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity(),
     *rules[optim.name],
     optax.multi_transform(
       {group: optax.scale_by_learning_rate(rate) for group, rate in rates.items()}, labels
     ),
+    masked(),  # again: the decay acts on whole leaves
   )
+
+
+def masked():
+  """Zeros what update(..., masks={path: bool}) excludes, element by element."""
+
+  def update(updates, state, params=None, *, masks, **more):
+    return _where(masks, updates, jax.tree.map(jnp.zeros_like, updates)), state
+
+  return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _where(masks, tree, others):
+  """`tree`, but `others` where one of the masks, {path: bool}, says no."""
+  if not masks:
+    return tree
+  leaves, others = flat(tree), flat(others)
+  return nest(leaves | {path: jnp.where(m, leaves[path], others[path])
+                        for path, m in masks.items()})
 
 
 def decays(tuned, train, where):
@@ -167,7 +188,8 @@ def training_step(tuned, tx, config, axis=None):
       correct, seen = jax.lax.psum((correct, seen), axis)
 
     with jax.numpy_dtype_promotion("standard"):  # optax counts on it: decay**count
-      updates, opt = tx.update(grads, state["opt"], state["train"])
+      masks = partition.masks(tuned, frozen)
+      updates, opt = tx.update(grads, state["opt"], state["train"], masks=masks)
     train = optax.apply_updates(state["train"], updates)
     # Of the updated values too: what is saved after this step must be sound.
     norms = optax.global_norm(grads), optax.global_norm(train)
@@ -186,7 +208,8 @@ def training_step(tuned, tx, config, axis=None):
     if stats:
       new["stats"] = stats
     if ema:
-      new["ema"] = optax.incremental_update(train, state["ema"], 1 - ema)
+      average = optax.incremental_update(train, state["ema"], 1 - ema)
+      new["ema"] = _where(masks, average, train)  # an average rounds what never moved
     return new
 
   return step

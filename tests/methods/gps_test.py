@@ -75,7 +75,7 @@ def test_what_is_trained_by_role():
   ({"k": 0}, "^GPS: k=0; it must be at least 1"),
   ({"level": "weight"}, "^GPS: level='weight'; it must be one of"),
   ({"score": "fisher"}, "^GPS: score='fisher'; it must be one of"),
-  ({"form": "mask"}, "^GPS: form='mask'"),
+  ({"form": "dense"}, "^GPS: form='dense'"),
   ({"temperature": 0.0}, "^GPS: temperature=0.0; it must be positive"),
 ])
 def test_options_out_of_range_are_refused(wrong, sentence):
