@@ -58,6 +58,7 @@ def blocks(table):
   for label, values in _series(table).items():
     axes.plot(np.arange(1, len(values) + 1), values, marker="o", label=label)
   axes.set_xlabel("block")
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.set_ylabel("percent of its numbers")
   axes.set_ylim(bottom=0)
   return _with_legend(figure, axes)
@@ -109,7 +110,8 @@ def variance(table):
   """A bar for each set of weights."""
   figure, axes = _axes(table)
   names = [f"{name}\n{n} tasks" for name, n, _ in table.rows]
-  axes.bar(names, np.array(table.column("variance"), float))
+  axes.bar(names, np.array(table.column("variance"), float), 0.6)
+  axes.set_xlim(-1, len(names))
   axes.set_ylabel("percent squared")
   return figure
 
@@ -139,6 +141,7 @@ DRAWN = {
   "operations": operations,
   "histogram": histogram,
   "overlap": overlap,
+  "module_overlap": overlap,
   "variance": variance,
   "domain": domain,
   "domain_groups": domain,

@@ -104,6 +104,31 @@ def test_select_shows_how_far_it_is(capsys, config_file, tmp_path):
     ["choosing", "by", "cross_entropy:", "batch", f"{done}/2"] for done in (1, 2)]
 
 
+def test_select_tells_what_spt_places_and_its_counts_are_those_of_the_scores(
+  capsys, config_file, tmp_path
+):
+  out = tmp_path / "spt.safetensors"
+  flags = ["--config.methods=spt,lora", "--config.spt.score=random", "--config.lora.rank=1",
+           "--config.spt.tau=1500"]
+  code, printed, err = run(capsys, "select", f"--config={config_file}", *flags, f"--out={out}")
+  assert (code, err) == (0, "")
+  places, header = selection_file.read(out)
+  own, placed = header["methods"]
+  entries = sum(rows.size for rows in places.values())
+  assert sum(header["counts"].values()) == 1500 > entries > 0 and placed["sites"] and own["whole"]
+  assert printed.splitlines()[-1] == (
+    f"{out}: {entries:,} entries of {len(places)} leaves, {len(own['whole'])} whole vectors, "
+    f"lora at {len(placed['sites'])} sites, {out.stat().st_size:,} bytes")
+  code, printed, _ = run(capsys, "report", "selection", out)
+  shares = report.blocks(header)  # a block: 6,912 numbers of kernels, 216 of biases, 96 of norms
+  assert code == 0 and sum(s.numbers for s in shares.values()) == 2 * 7224
+  named = [line.split() for line in printed.splitlines() if line.startswith("encoder/blocks_0 ")]
+  assert named[0][1] == f"{shares['encoder/blocks_0'].entries:,}"
+  config = cli.read_config(config_file, [*flags, f"--config.selection={out}"])
+  tuned = loop.prepare(config).tuned
+  assert [list(m.sites) for m in tuned.methods[1:]] == [placed["sites"]]
+
+
 def test_a_report_on_one_file_prints_its_shares(capsys, chosen):
   code, printed, err = run(capsys, "report", "selection", chosen["net"])
   assert (code, err) == (0, "")

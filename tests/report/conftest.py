@@ -36,7 +36,8 @@ def selection(shapes):
       n = random.binomial(size, share)
       places[path] = np.sort(random.permutation(size)[:n]).astype(np.int32)
     header = {
-      "format": selection_file.FORMAT, "method": {"method": "spt"}, "methods": [], "model": name,
+      "format": selection_file.FORMAT, "method": {"method": "spt"}, "model": name,
+      "methods": [{"method": "spt"}],
       "base_name": "some.npz", "base": base, "data": "d" * 64, "task": task, "split": "train800",
       "seed": seed, "batch_size": 32, "image_size": 32, "shapes": shapes(name),
       "counts": {path: rows.size for path, rows in places.items()}, **header,

@@ -17,6 +17,9 @@ def tables(selection):
   several = [selection("swin_test", task, seed, share) for task, seed, share in
              [("mini_digits", 0, 0.05), ("mini_digits", 1, 0.06), ("mini_texture", 0, 0.2)]]
   several = [s._replace(label=label) for s, label in zip(several, "abc", strict=True)]
+  several = [s._replace(header=s.header | {"methods": [
+    {"method": "spt"}, {"method": "lora", "sites": [*"xyz"[i:], "w"]}]})
+    for i, s in enumerate(several)]
   found = report.tables(several)
   pairs = [domain.Pair("dtd", "m", (75.0, 50.0)), domain.Pair("svhn", "m", (50.0, 62.5))]
   gaps = {("dtd", "natural"): 2.0, ("svhn", "natural"): 4.0}
@@ -79,9 +82,10 @@ def test_the_bars_of_operations_stand_side_by_side(tables):
   assert all(left[1] <= right[0] + 1e-9 for left, right in zip(spans, spans[1:], strict=False))
 
 
-def test_the_matrix_and_its_numbers_are_the_overlaps(tables):
-  axes = figures.overlap(tables["overlap"]).axes[0]
-  values = np.array([row[1:] for row in tables["overlap"].rows])
+@pytest.mark.parametrize("name", ["overlap", "module_overlap"])
+def test_the_matrix_and_its_numbers_are_the_overlaps(tables, name):
+  axes = figures.DRAWN[name](tables[name]).axes[0]
+  values = np.array([row[1:] for row in tables[name].rows])
   np.testing.assert_array_equal(axes.images[0].get_array(), values)
   texts = {text.get_position(): text.get_text() for text in axes.texts}
   assert texts == {(j, i): f"{values[i, j]:.2f}" for i, j in np.ndindex(3, 3)}

@@ -82,6 +82,19 @@ def test_the_overlap_is_that_of_sets(selection):
   assert 0.01 < matrix[0, 1] < 0.2 and (matrix == matrix.T).all()
 
 
+def test_the_overlap_of_modules_is_that_of_their_sites(selection, files):
+  def of(*sites, seed=0):
+    methods = [{"method": "spt"}, *([{"method": "lora", "sites": sites}] if sites else [])]
+    return selection(methods=methods, seed=seed)
+
+  several = [of("a", "b", "c"), of("b", "c", "d", seed=1), of(seed=2), of(seed=3)]
+  matrix = report.module_overlaps(several)
+  assert matrix[0, 1] == matrix[1, 0] == 0.5 and matrix[0, 2] == 0 and math.isnan(matrix[2, 3])
+  table = report.tables(report.read(files(*several[:3])))["module_overlap"]
+  np.testing.assert_array_equal([row[1:] for row in table.rows], matrix[:3, :3])
+  assert "module_overlap" not in report.tables(report.read(files(*several[2:])))
+
+
 def test_the_variance_is_over_tasks_and_a_mean_over_blocks(selection):
   def of(task, seed, first, second, **more):
     counts = {"encoder/blocks_0/attn/q/kernel": first, "encoder/blocks_1/attn/q/kernel": second}
