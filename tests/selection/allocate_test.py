@@ -7,12 +7,12 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from tests.methods.layers import by_shapes
 
 from peft_jax.methods import Adapter, LoRA
 from peft_jax.selection.allocate import allocate, allocate_at, grid, largest
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
+from tests.methods.layers import by_shapes
 
 # --- the golden example ----------------------------------------------------------------------
 

@@ -6,12 +6,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.methods.layers import by_shapes
 
 from peft_jax import models
 from peft_jax.selection.roles import roles
 from peft_jax.sites import sites
 from peft_jax.tree import flat
+from tests.methods.layers import by_shapes
 
 
 def of(name, **options):
@@ -74,7 +74,8 @@ def test_of_a_swin():
   block = "stages/blocks"
   assert by_role(found, "matrix") == {f"{block}/{layer}/kernel" for layer in (
     "attn/q", "attn/k", "attn/v", "attn/proj", "mlp/fc1", "mlp/fc2")}
-  assert by_role(found, "entries") == {f"{block}/attn/rel_pos", "stages/downsample/reduction/kernel"}
+  assert by_role(found, "entries") == {f"{block}/attn/rel_pos",
+                                       "stages/downsample/reduction/kernel"}
   assert by_role(found, "vector") == {
     *(f"{block}/{layer}/bias" for layer in (
       "attn/q", "attn/k", "attn/v", "attn/proj", "mlp/fc1", "mlp/fc2")),
