@@ -1,5 +1,7 @@
 """What SPT may choose from on every kind of backbone, against lists written by hand."""
 
+import importlib.util
+import pathlib
 import re
 
 import flax.linen as nn
@@ -11,7 +13,11 @@ from peft_jax import models
 from peft_jax.selection.roles import roles
 from peft_jax.sites import sites
 from peft_jax.tree import flat
-from tests.methods.layers import by_shapes
+
+path = pathlib.Path(__file__).parents[1] / "methods" / "layers.py"
+spec = importlib.util.spec_from_file_location("layers", path)
+layers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(layers)
 
 
 def of(name, **options):
@@ -34,7 +40,7 @@ def left_out(found, sizes):
 
 
 def test_of_a_vit_the_candidates_of_the_released_code():
-  _, params, table = by_shapes("vit_base_patch16_224")
+  _, params, table = layers.by_shapes("vit_base_patch16_224")
   found = roles(table)
   sizes = {path: leaf.size for path, leaf in flat(params).items()}
   assert sum(sizes[path] for path in found) == 85_056_000
