@@ -41,6 +41,9 @@ Parts = collections.namedtuple(
   "Parts",
   "dataset train_split eval_split base tuned train frozen stats tx rates steps_per_epoch total",
 )
+Opened = collections.namedtuple(
+  "Opened", "dataset train_split eval_split model params base table"
+)
 
 
 def run(config, workdir=None, devices=None):
@@ -98,12 +101,8 @@ def open_workdir(workdir, config):
   return None
 
 
-def prepare(config, workdir=None, parallel=None):
-  """Data, model, weights, methods and optimizer of a resolved config.
-
-  workdir: where a method that chooses what it trains keeps its choice; None keeps it nowhere.
-  parallel: the devices it chooses with; None takes one.
-  """
+def opened(config):
+  """Data, model, weights and sites of a resolved config."""
   dataset = data.open(
     config.task, root=config.data.root, size=config.model.image_size, resize=config.data.resize
   )
@@ -121,6 +120,16 @@ def prepare(config, workdir=None, parallel=None):
     config.weights, model, key=key(config.seed, "weights"), head=config.head_init
   )
   table = sites(model, models.images(model))
+  return Opened(dataset, train_split, eval_split, model, params, base, table)
+
+
+def prepare(config, workdir=None, parallel=None):
+  """Data, model, weights, methods and optimizer of a resolved config.
+
+  workdir: where a method that chooses what it trains keeps its choice; None keeps it nowhere.
+  parallel: the devices it chooses with; None takes one.
+  """
+  dataset, train_split, eval_split, model, params, base, table = opened(config)
   parallel = parallel or shard.parallel("jit", jax.devices()[:1])
   built, chosen = choosing.choose(config, workdir, parallel, dataset, train_split, model, params,
                                   base, table)
