@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tests.methods import layers
 
 from peft_jax import models, partition
 from peft_jax.count import count
@@ -18,6 +17,7 @@ from peft_jax.methods.entries import filled
 from peft_jax.sites import sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
+from tests.methods import layers
 
 OFFICIAL = pathlib.Path(__file__).parents[1] / "selection/spt_official.csv"
 ROWS = list(csv.DictReader(OFFICIAL.open()))

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.methods.layers import by_shapes, drawn
 
 from peft_jax import models
 from peft_jax.count import count
@@ -14,6 +13,7 @@ from peft_jax.selection.roles import roles
 from peft_jax.sites import sites
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
+from tests.methods.layers import by_shapes, drawn
 
 MATRICES = r".*/(attn/(q|k|v|proj)|mlp/fc[12])"
 
