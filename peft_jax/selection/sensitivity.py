@@ -7,6 +7,7 @@ module that stands for them costs what the method has there.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -71,9 +72,12 @@ def units(placed, table):
   bound, found = placed.bind(table, chosen), {}
   matrices = [path for path, role in roles(table).items() if role == "matrix"]
   for path, site in chosen.items():
-    made = jax.eval_shape(lambda site=site: bound.init(site, jax.random.key(0), {}))
     inside = tuple(leaf for leaf in matrices if leaf.startswith(f"{path}/"))
-    if made and inside and (not prompts or path.endswith("attn")):
+    if not inside or (prompts and not path.endswith("attn")):
+      continue
+    own = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in site.params}
+    made = jax.eval_shape(functools.partial(bound.init, site), jax.random.key(0), own)
+    if made:
       found[path] = (sum(math.prod(leaf.shape) for leaf in made.values()), inside)
   named = [leaf for _, leaves in found.values() for leaf in leaves]
   if len(set(named)) < len(named):

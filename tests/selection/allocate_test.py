@@ -1,18 +1,23 @@
 """Allocation: the reference's golden table, the released allocations, and a full sort as oracle."""
 
 import csv
+import importlib.util
 import math
 import pathlib
 
 import jax
 import numpy as np
 import pytest
-from tests.methods.layers import by_shapes
 
 from peft_jax.methods import Adapter, LoRA
 from peft_jax.selection.allocate import allocate, allocate_at, grid, largest
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
+
+path = pathlib.Path(__file__).parents[1] / "methods" / "layers.py"
+spec = importlib.util.spec_from_file_location("layers", path)
+layers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(layers)
 
 # --- the golden example ----------------------------------------------------------------------
 
@@ -115,7 +120,7 @@ ROWS = list(csv.DictReader((pathlib.Path(__file__).parent / "spt_official.csv").
 
 @pytest.mark.parametrize("kind", ["lora", "adapter"])
 def test_the_costs_are_those_of_our_modules(kind):
-  model, params, table = by_shapes("vit_base_patch16_224")
+  model, params, table = layers.by_shapes("vit_base_patch16_224")
   for name in NAMES:
     path = f"encoder/blocks_3/{'attn' if name in NAMES[:4] else 'mlp'}/{name}"
     method = LoRA(rank=8, sites=(path,)) if kind == "lora" else Adapter(width=8, sites=(path,))
@@ -123,7 +128,7 @@ def test_the_costs_are_those_of_our_modules(kind):
     assert sum(leaf.size for leaf in flat(made).values()) == COSTS[kind][name]
 
 
-def layers():
+def parts_of_a_vit():
   """(leaves' sizes, roles) with the vectors of ViT-B/16, and as much of its kernels as matters."""
   sizes = {}
   for i in range(12):
@@ -153,7 +158,7 @@ def planted(counts, sizes):
 @pytest.mark.parametrize("kind", ["lora", "adapter"])
 @pytest.mark.parametrize("below", [0, 1])
 def test_the_thresholds(kind, below):
-  sizes, roles = layers()
+  sizes, roles = parts_of_a_vit()
   counts = {f"{i}/{name}/kernel": FIRST[kind][name] - below for i in range(12) for name in NAMES}
   counts |= {leaf: WHOLE[size] - below for leaf, size in sizes.items() if leaf not in counts}
   found = allocate_at(planted(counts, sizes), roles, units_of(kind), sum(counts.values()))
@@ -178,7 +183,7 @@ def test_the_released_allocations(row):
   assert number["structured"] == modules + 768 * narrow + 3072 * wide
   assert number["total"] == number["structured"] + number["unstructured"] + 768
 
-  sizes, roles = layers()
+  sizes, roles = parts_of_a_vit()
   counts = {f"{i}/{name}/kernel": first[name] for name in NAMES for i in range(number[name])}
   for size, n in ((768, narrow), (3072, wide)):
     vectors = [leaf for leaf in sizes if roles[leaf] == "vector" and sizes[leaf] == size]

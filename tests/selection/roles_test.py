@@ -1,17 +1,23 @@
 """What SPT may choose from on every kind of backbone, against lists written by hand."""
 
+import importlib.util
+import pathlib
 import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from tests.methods.layers import by_shapes
 
 from peft_jax import models
 from peft_jax.selection.roles import roles
 from peft_jax.sites import sites
 from peft_jax.tree import flat
+
+path = pathlib.Path(__file__).parents[1] / "methods" / "layers.py"
+spec = importlib.util.spec_from_file_location("layers", path)
+layers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(layers)
 
 
 def of(name, **options):
@@ -34,7 +40,7 @@ def left_out(found, sizes):
 
 
 def test_of_a_vit_the_candidates_of_the_released_code():
-  _, params, table = by_shapes("vit_base_patch16_224")
+  _, params, table = layers.by_shapes("vit_base_patch16_224")
   found = roles(table)
   sizes = {path: leaf.size for path, leaf in flat(params).items()}
   assert sum(sizes[path] for path in found) == 85_056_000
@@ -74,7 +80,8 @@ def test_of_a_swin():
   block = "stages/blocks"
   assert by_role(found, "matrix") == {f"{block}/{layer}/kernel" for layer in (
     "attn/q", "attn/k", "attn/v", "attn/proj", "mlp/fc1", "mlp/fc2")}
-  assert by_role(found, "entries") == {f"{block}/attn/rel_pos", "stages/downsample/reduction/kernel"}
+  assert by_role(found, "entries") == {f"{block}/attn/rel_pos",
+                                       "stages/downsample/reduction/kernel"}
   assert by_role(found, "vector") == {
     *(f"{block}/{layer}/bias" for layer in (
       "attn/q", "attn/k", "attn/v", "attn/proj", "mlp/fc1", "mlp/fc2")),
