@@ -99,7 +99,10 @@ def filled(tuned, variables, name, places):
     index = jnp.reshape(jnp.asarray(rows, jnp.int32), index.shape)
     made = {f"{leaf}_index": index}
     if leaf == "kernel":
-      made = method.variables(own[path], index)
+      made = method.variables
+      for _ in tuned.table[site].stack:
+        made = jax.vmap(made)
+      made = made(own[path], index)
     collection |= {f"{site}/{name_}": value for name_, value in made.items()}
   made = variables | {name: nest(collection)}
   tuned.check(made)

@@ -24,16 +24,17 @@ SHORT = {  # timm's name: ours
 }
 
 
-def start(argument, methods, *, root, task=None, default=None):
+def start(argument, methods, *, root, task=None, default=None, also=()):
   """The default config, unlocked, with `methods`, and what the argument and `root` say.
 
   argument: "task=NAME,backbone=vit_b16" as typed behind the config's file; only "backbone=NAME" for
     a recipe of one `task`. `default`: the task where none is typed.
   root: folder of the data; the embedded mini_ tasks have none.
+  also: further keys that the config's file reads by `option`.
   Raises ValueError for an argument with another key.
   """
   known = {"backbone": "vit_b16"} if task else {"task": default, "backbone": "vit_b16"}
-  given = config_lib.parse_argument(argument, known)
+  given = config_lib.parse_argument(argument, known | dict.fromkeys(also))
   config = config_lib.default().unlock()
   config.methods = methods
   config.task = task or given["task"]
@@ -42,6 +43,16 @@ def start(argument, methods, *, root, task=None, default=None):
   if not config.task.startswith("mini_"):
     config.data.root = root
   return config
+
+
+def option(argument, key, values):
+  """What the argument says of `key`, one of `values`: the first of these where it says nothing."""
+  value = config_lib.parse_argument(
+    ",".join(part for part in (argument or "").split(",") if part.partition("=")[0].strip() == key),
+    {key: next(iter(values))})[key]
+  if value not in values:
+    raise ValueError(f"The config argument {key}={value} is none of {', '.join(values)}.")
+  return value
 
 
 def backbone(config):

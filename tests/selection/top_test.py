@@ -69,7 +69,8 @@ def test_the_net_and_its_layers_against_a_stable_sort(n):
 
 
 def test_random_inputs_are_distinct_and_cover_all():
-  chosen = np.asarray(top.random_per_neuron(jax.random.key(0), 6, 500, 3))
+  scores = 1 + jax.random.uniform(jax.random.key(0), (6, 500))  # as GPS draws them
+  chosen = np.asarray(top.top_per_neuron(scores, 3))
   assert all(len(set(column)) == 3 for column in chosen.T)
   shares = np.bincount(chosen.ravel(), minlength=6) / 500
   assert abs(shares - 0.5).max() < 0.1  # 3 of 6, give or take four deviations
