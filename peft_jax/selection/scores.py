@@ -85,6 +85,16 @@ def parted(params, paths):
   return {path: rest.pop(path) for path in paths}, rest
 
 
+def headless(model, params):
+  """(the backbone that gives features, {path: leaf} of what it reads of `params`)."""
+  return model.clone(num_classes=0, head_layers=1), parted(params, ())[1]
+
+
+def random_head(seed, width, classes):
+  """[width, classes] float32: the head of the cross-entropy, which no one has trained; no bias."""
+  return HEAD_STD * jax.random.normal(key(seed, "score head"), (width, classes))
+
+
 def passes(model, config, loss, temperature=0.07, drop_path=0.0):
   """Pure functions that, one after the other, add the gradients of one batch to `total`:
 
@@ -120,9 +130,7 @@ def passes(model, config, loss, temperature=0.07, drop_path=0.0):
   def cross_entropy(total, left, wanted, rest, views, labels, now):
     def loss_of(wanted):
       x = features(0, rest, views, now)(wanted)
-      head_key = key(config.seed, "score head")
-      head = HEAD_STD * jax.random.normal(head_key, (x.shape[-1], classes))
-      logits = x.astype(jnp.float32) @ head
+      logits = x.astype(jnp.float32) @ random_head(config.seed, x.shape[-1], classes)
       return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     return added(total, jax.grad(loss_of)(wanted)), None
