@@ -119,7 +119,7 @@ METHODS = {
   ),
   "gps_shared": Row(
     (GPS(score="magnitude", k=2, level="shared"),), 251_136,
-    (GPS(score="magnitude", k=2),), zero=NO_TAP, slow=True,
+    (GPS(score="magnitude", k=2),), zero=NO_TAP, needs="encoder/blocks_0/attn/q", slow=True,
   ),
   "lora_gps": Row(
     (lora, GPS(score="random")), 502_272, (lora, GPS(score="random", biases=False)),
