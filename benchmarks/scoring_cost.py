@@ -19,11 +19,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import AxisType, Mesh
 
 from peft_jax import data, models, statistics
 from peft_jax.keys import key
 from peft_jax.methods import GPS, Full
-from peft_jax.selection import scores
+from peft_jax.selection import roles, scores, squares
 from peft_jax.sites import select, sites
 from peft_jax.train import config as config_lib
 from peft_jax.train import step as steps
@@ -91,10 +92,25 @@ def gps(model, batch, loss):
   return programs
 
 
+def spt(model, batch):
+  """The program of one group of squared gradients, as large as the batch."""
+  paths = tuple(roles.roles(sites(model, models.images(model))))
+  wanted, rest = scores.parted(models.parameters(model), paths)
+  images, labels = models.batch(model, batch).values()
+  group = {"image": images, "label": labels, "place": labels, "weight": jnp.zeros(batch)}
+  group = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in group.items()}
+  total = {path: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for path, x in wanted.items()}
+  mesh = Mesh(jax.devices()[:1], (squares.AXIS,), axis_types=(AxisType.Auto,))
+  features = model.clone(num_classes=0)
+  add = squares.adder(features, model.num_classes, mesh, settings(), drawn=False)
+  return [(add, (total, wanted, rest, group))]
+
+
 # By name: (model, batch) -> programs, and the views of an image. A score joins by one row.
 SCORES = {
   "gps contrast": (lambda model, batch: views(model, batch) + gps(model, batch, "contrast"), 2),
   "gps cross_entropy": (lambda model, batch: gps(model, batch, "cross_entropy"), 1),
+  "spt squares": (spt, 1),
 }
 
 

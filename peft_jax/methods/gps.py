@@ -13,15 +13,16 @@ Count: k a neuron, and the biases. ViT-B/16 at k = 1, 2, 3: 167,424, 251,136, 33
   83,712 (Swin-B and ConvNeXt-B 110,208).
 Cost: in a step 2 T k fan_out operations a layer, where full tuning takes 2 T fan_in fan_out;
   convolutions take the gradient of the whole kernel. None once merged. The choice is one epoch of
-  gradients of two views of each image.
+  gradients of two views of each image, one view in memory at a time: 1.17 times the operations of
+  gradients of both together, and less memory than a step of full tuning.
 Releases: the code trains all biases of linear layers and convolutions, a Swin's tables of relative
   positions and a ConvNeXt's layer scale, which the paper does not mention, and freezes norms, class
   token and tables of positions: the defaults. It scores in half precision and with the run's drop
-  path on; here in float32, and without unless `drop_path` says so. It applies its mask only under
-  --amp and trains everything without: here it always holds. "Neuron Random" is `score` "random";
-  the code gives the neurons each other's inputs instead: `row_permutation`. Its code for skipping
-  blocks also skips the patch embedding and, by the prefix of a name, blocks 10 and 11 along with 1;
-  `skip` means the blocks it names.
+  path on; here in float32, and with `drop_path`, which the recipes set. It applies its mask only
+  under --amp and trains everything without: here it always holds. "Neuron Random" is `score`
+  "random"; the code gives the neurons each other's inputs instead: `row_permutation`. Its code for
+  skipping blocks also skips the patch embedding and, by the prefix of a name, blocks 10 and 11
+  along with 1: `skip` means the blocks it names.
 """
 
 from __future__ import annotations

@@ -83,6 +83,17 @@ def test_options_out_of_range_are_refused(wrong, sentence):
     GPS(**wrong)
 
 
+def test_what_rests_in_skipped_blocks():
+  model, _, table = layers.by_shapes("vit_base_patch16_224")
+  trained = lambda **more: count(Tuned(model, (GPS(**more),), table))  # noqa: E731
+  neurons = 4 * 768 + 3072 + 768  # of a block
+  assert trained()["gps"] - trained(skip=(0, 5))["gps"] == 2 * neurons
+  assert trained(skip=(0, 5))["backbone"] == trained()["backbone"]
+  found = trained(skip=(0, 5), skip_biases=True)
+  assert found["backbone"] == trained()["backbone"] - 2 * neurons
+  assert trained(level="shared", k=3)["gps"] == trained(k=3)["gps"]
+
+
 def test_what_has_not_been_chosen_is_told():
   model, x = tiny()
   with pytest.raises(ValueError, match="^GPS: what level='net' trains depends on"):
@@ -105,7 +116,8 @@ class Config:
 @pytest.mark.parametrize("level, form", [
   ("neuron", "entries"),
   *(pytest.param(level, form, marks=pytest.mark.slow) for level, form in (
-    ("neuron", "kernel"), ("layer", "entries"), ("net", "entries"), ("net", "kernel"))),
+    ("neuron", "kernel"), ("layer", "entries"), ("net", "entries"), ("net", "kernel"),
+    ("shared", "entries"), ("channel", "entries"), ("matrix", "kernel"))),
 ])
 def test_twenty_steps_of_adamw_equal_those_of_a_masked_kernel(level, form):
   """The oracle trains the backbone itself: dense gradients, updates masked after the decay."""
