@@ -6,12 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from peft_jax import data, methods
+from peft_jax import data, methods, models
 from peft_jax.methods import entries, spt
 from peft_jax.selection import file as selection_file
 from peft_jax.selection import places as selected
 from peft_jax.selection import sensitivity
 from peft_jax.sites import select
+from peft_jax.sites import sites as find_sites
 from peft_jax.train import feed, log, shard
 from peft_jax.tuned import Tuned
 
@@ -107,7 +108,11 @@ def chosen(config, method, about, parallel, split, model, params, table):
     return found
   places = made(config, method, parallel, split, model, params, table)
   kernels = {f"{path}/kernel": rows for path, rows in places.items()}
-  sites = select(table, method.sites, method.kinds, head=Tuned.head)
+  if any(site.stack for site in table.values()):  # the file has the unrolled model's paths
+    table = find_sites(model.clone(loop="python"), models.images(model))
+    sites = {path: table[path] for path in places}
+  else:
+    sites = select(table, method.sites, method.kinds, head=Tuned.head)
   header = selection_file.header(
     about,
     [selected.told(method, places)],

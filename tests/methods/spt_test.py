@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import pathlib
 
 import jax
@@ -17,7 +18,10 @@ from peft_jax.methods.entries import filled
 from peft_jax.sites import sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
-from tests.methods import layers
+
+spec = importlib.util.spec_from_file_location("layers", pathlib.Path(__file__).parent / "layers.py")
+layers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(layers)
 
 OFFICIAL = pathlib.Path(__file__).parents[1] / "selection/spt_official.csv"
 ROWS = list(csv.DictReader(OFFICIAL.open()))
