@@ -108,6 +108,10 @@ METHODS = {
     (GPS(score="magnitude", k=2, form="entries"),), 251_136,
     (GPS(score="magnitude", k=2, form="kernel"),), zero=NO_TAP,
   ),
+  "gps_product": Row(
+    (GPS(score="random", k=2, form="product"),), 251_136,
+    (GPS(score="random", k=2, form="product", delta=True),), zero=NO_TAP, slow=True,
+  ),
   "lora_gps": Row(
     (lora, GPS(score="random")), 502_272, (lora, GPS(score="random", biases=False)),
     zero=NO_TAP, needs="encoder/blocks_0/attn/q", loops="python|scan_remat", slow=True,

@@ -47,6 +47,9 @@ class GPS(Entries):
     value: (k,) + fan_out   trained; per layer or net (1, n), n entries of this kernel
     index: the same shape   int32, frozen: flat places in the kernel
 
+  NeuroAda (arXiv:2510.18940) is GPS(score="magnitude", delta=True, biases=False, rel_pos=False,
+  layer_scale=False) on a backbone that its paper does not have: no images, k * fan_out a layer.
+
   "magnitude" and "random" per neuron need no images and are chosen by `init`; for other scores
   `init` leaves NaN, until `peft_jax.selection.places.choose` has filled it. Below it other methods
   are folded into the weights; above it they cost what they do alone.
@@ -64,6 +67,10 @@ class GPS(Entries):
   form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
     and takes them from it, "auto" the former in linear layers where k <= inputs / 64; "mask" trains
     the kernels themselves and masks their updates: the same training, at the cost of full tuning.
+    These write into a copy of the kernel; "product" adds x times what the entries changed by, but
+    in convolutions, so that under a vmap over runs all share their kernels.
+  delta: whether `value` is what is added to the entry, starting at zero, and not the entry: weight
+    decay then pulls to the backbone's entry, not to zero.
   chosen: of a choice per layer or net, filled by it: "path=n" for a kernel with n > 0 entries.
   """
 
@@ -122,8 +129,8 @@ class GPS(Entries):
       places = top.random_per_neuron(key, inputs, outputs, self.k)
     return self.variables(kernel, jnp.reshape(sparse.places(places, outputs), shape))
 
-  def is_per_neuron(self, site):
-    return self.level == "neuron"
+  def rows(self, site):
+    return {"neuron": "neuron", "shared": "input"}.get(self.level, "any")
 
   def trains(self, table, paths):
     norms = norm_paths(table)
