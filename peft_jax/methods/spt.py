@@ -48,7 +48,7 @@ class SPT(Entries):
 
   Variables at a site with n chosen entries of its kernel, or of another leaf NAME:
     value: (n,)        trained, zeros: what is added to the kernel's entries; no weight decay
-    index: (n,)        int32, frozen: their flat places in the kernel
+    index: (n,)        int32, frozen: their flat places in the kernel; the first n until filled
     NAME_index: (n,)   int32, frozen: flat places in the leaf, which is trained at these alone
 
   In `methods`, lora, dora, adapter or vpt right behind spt is what is placed: with its own options,
@@ -71,8 +71,10 @@ class SPT(Entries):
   drop_path: rate of the last block while scoring.
   tokens: whether the class token is trained.
   form: "entries" forms the gradient of the single entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" the former in linear layers with up to a 64th of it; "mask"
-    trains the kernels themselves and masks their updates.
+    and takes them from it, "auto" the former in linear layers with up to a 64th of it. These write
+    into a copy of the kernel; "product" adds x times the values, but in convolutions. "mask", with
+    delta False, trains the kernels themselves and masks their updates.
+  delta: whether `value` is what is added to an entry, or the entry itself.
   chosen: filled by the choice: "leaf path=n" for a leaf with n > 0 single entries; None before it.
   whole: filled by the choice: leaf paths of the vectors trained whole.
   """
@@ -81,6 +83,7 @@ class SPT(Entries):
   chooses: ClassVar[bool] = True
 
   collection: str = "spt"
+  delta: bool = True
   budget: float = 400_000.0
   tau: int = 0
   alpha: float = 10.0
@@ -134,23 +137,13 @@ class SPT(Entries):
                          f"{there}; it was chosen for another model.")
     return self
 
-  def variables(self, kernel, index):
-    if self.form == "mask":
-      return super().variables(kernel, index)
-    return {"value": jnp.zeros(index.shape, kernel.dtype), "index": index}
-
   def init(self, site, key, params):
     made = {}
     for name, shape in site.params:
       if n := self.sizes.get(f"{site.path}/{name}"):
-        index, kernel = jnp.zeros((n,), jnp.int32), params.get(name, jnp.zeros(shape))
+        index, kernel = jnp.arange(n, dtype=jnp.int32), params.get(name, jnp.zeros(shape))
         made |= self.variables(kernel, index) if name == "kernel" else {f"{name}_index": index}
     return made
-
-  def weights(self, site, params, v):
-    kernel = params["kernel"]
-    flat = jnp.reshape(kernel, -1).at[v["index"]].add(v["value"].astype(kernel.dtype))
-    return {**params, "kernel": jnp.reshape(flat, kernel.shape)}
 
   def trains(self, table, paths):
     tokens = {path for path in paths if path.rpartition("/")[2] == "cls_token"}
