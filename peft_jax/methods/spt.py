@@ -8,14 +8,15 @@ Source: He et al. 2023, "Sensitivity-aware visual parameter-efficient fine-tunin
 Start: single entries start as the backbone's own; so does the tuned model, where what is placed
   does, as LoRA and Adapter do by default.
 Merge: W' = W + value at its places; what is placed merges as it does alone, LoRA and DoRA do.
-Where: q, k, v, proj, fc1, fc2 of the blocks may be given a module; their biases, norms and layer
-  scales are trained whole or in part; the class token is trained. What comes before the blocks and
-  the table of positions are not. Our reading for other backbones: a Swin's reductions and tables of
-  relative positions and a ConvNeXt's other convolutions have single entries only.
+Where: the kernels of q, k, v, proj, fc1, fc2 of the blocks may be given a module; their biases,
+  norms and layer scales are trained whole or in part; the class token is trained. What comes before
+  the blocks and the table of positions are not. Our reading for other backbones: a Swin's
+  reductions and tables of relative positions and a ConvNeXt's other convolutions have single
+  entries only.
 Count: near `budget`; the nearest that a sweep finds, above or below. ViT-B/16 has 85,056,000 to
   choose from; at most 1,449,216 with LoRA of rank 8, 1,532,736 with adapters of width 8.
 Cost: that of the modules, and in a step 2 T operations for a single entry and T tokens. The choice
-  is one pass of gradients of 800 images.
+  takes one gradient of each of 800 images.
 Releases: the defaults, but for these. The code scores the first 512 images of train800, unshuffled,
   with drop path 0.1 (`num_samples`, `drop_path`); here 800 as in the paper, drawn by the seed, and
   without. Its groups of 32 are not those of one that the paper's Algorithm 1 has (`group_size` 1),
