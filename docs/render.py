@@ -271,8 +271,8 @@ def places_table(name):
   head = {"": "---", "numbers": "---:", "trained": "---", "sites": "---"}
   if is_chosen(name):
     head = {"": "---", "numbers": "---:", "role": "---", "parameters": "---"}
-    return ("What is chosen from: `matrix` may be given a module, `vector` may be trained whole, and "
-            "of all that is not single entries are.\n\n" + table(head, rows))
+    return ("What is chosen from: `matrix` may be given a module, `vector` be trained whole; "
+            "of the others single entries are.\n\n" + table(head, rows))
   return ("By default, beside the head's last layer, which every method trains:\n\n"
           + table(head, rows))
 
