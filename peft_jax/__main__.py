@@ -116,7 +116,9 @@ def parser():
   sub.set_defaults(function=report_selection)
   sub = report.add_parser(
     "domain", help="the gap between a task's images and others, as a frozen backbone sees them",
-    allow_abbrev=False,
+    usage="python -m peft_jax report domain --config=FILE.py[:key=value,...] "
+    "[--config.KEY=VALUE ...] --source=TASK_OR_FOLDER [--kernel=linear|rbf] [--images=N] "
+    "[--pairs A.json:B.json ...] [--out=FOLDER]", allow_abbrev=False,
   )
   _config(sub)
   sub.add_argument("--source", required=True, metavar="TASK_OR_FOLDER", help="the other images")

@@ -44,6 +44,8 @@ class Share(NamedTuple):
 
 def read(paths):
   """A Selection for each file; ValueError in one sentence where they do not go together."""
+  if twice := next((path for path in paths if paths.count(path) > 1), None):
+    raise ValueError(f"{twice} is given twice; give each selection once.")
   found = [selection_file.read(path) for path in paths]
   selections = [Selection(label, *pair)
                 for label, pair in zip(labels(paths, [h for _, h in found]), found, strict=True)]

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 
-from peft_jax import data, methods, models
+from peft_jax import data, methods
 from peft_jax.methods import entries, spt
+from peft_jax.models import unstack_blocks
 from peft_jax.selection import file as selection_file
 from peft_jax.selection import places as selected
 from peft_jax.selection import sensitivity
 from peft_jax.sites import select
-from peft_jax.sites import sites as find_sites
 from peft_jax.train import feed, log, shard
+from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned
 
 PER_NEURON = ("neuron", "shared")  # levels whose counts depend on no choice
@@ -108,19 +110,22 @@ def chosen(config, method, about, parallel, split, model, params, table):
     return found
   places = made(config, method, parallel, split, model, params, table)
   kernels = {f"{path}/kernel": rows for path, rows in places.items()}
-  if any(site.stack for site in table.values()):  # the file has the unrolled model's paths
-    table = find_sites(model.clone(loop="python"), models.images(model))
-    sites = {path: table[path] for path in places}
-  else:
-    sites = select(table, method.sites, method.kinds, head=Tuned.head)
   header = selection_file.header(
     about,
     [selected.told(method, places)],
     [about["method"]["method"]],
-    shapes={f"{path}/kernel": site.fan_in + site.fan_out for path, site in sites.items()},
+    shapes=kernels_of(method, table),
     counts={path: np.size(rows) for path, rows in kernels.items()},
   )
   return kernels, header
+
+
+def kernels_of(method, table):
+  """{path of a kernel: shape} of the sites that GPS may choose from, unrolled where scanned."""
+  shapes = {f"{path}/kernel": jax.ShapeDtypeStruct(site.stack + site.fan_in + site.fan_out, "f4")
+            for path, site in select(table, method.sites, method.kinds, head=Tuned.head).items()}
+  unrolled = jax.eval_shape(unstack_blocks, nest(shapes))
+  return {path: leaf.shape for path, leaf in flat(unrolled).items()}
 
 
 def for_budgets(config, method, about, parallel, split, model, params, table, budgets=()):

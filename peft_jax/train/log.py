@@ -121,11 +121,11 @@ class Bar:
     self.live = self.stream.isatty()
     self.begin = time.monotonic()
     self.first, self.timed = None, 0  # the time of the first part is that of compiling, too
-    self.width = 0
+    self.calls, self.width = 0, 0
 
   def show(self, done):
     """After part `done` of the total, 1 or more."""
-    now = time.monotonic()
+    now, self.calls = time.monotonic(), self.calls + 1
     line = f"{self.what} {done}/{self.total}  {now - self.begin:.0f} s"
     if self.first is None:
       self.first, self.timed = now, done
@@ -138,7 +138,7 @@ class Bar:
       self.stream.write("\r" + line.ljust(self.width) + "\n" * (done == self.total))
       self.stream.flush()
       self.width = len(line)
-    elif done in (1, self.total) or done % 10 == 0:
+    elif self.calls == 1 or self.calls % 10 == 0 or done == self.total:
       print(line, file=self.stream, flush=True)
 
 

@@ -82,6 +82,17 @@ def test_select_writes_what_its_run_would_choose(capsys, config_file, tmp_path):
                        f"{out.stat().st_size:,} bytes")
 
 
+def test_a_scan_chooses_what_the_unrolled_model_does(capsys, config_file, tmp_path):
+  files = []
+  for loop_form in ("python", "scan"):
+    files.append(tmp_path / f"{loop_form}.safetensors")
+    code, *_ = run(capsys, "select", f"--config={config_file}", "--config.gps.score=magnitude",
+                   f"--config.model.loop={loop_form}", f"--out={files[-1]}")
+    assert code == 0
+  assert files[0].read_bytes() == files[1].read_bytes()
+  assert len(report.blocks(selection_file.read(files[1])[1])) == 2
+
+
 def test_a_file_of_select_is_one_for_a_run(config_file, chosen):
   places, header = selection_file.read(chosen["net"])
   assert header["counts"] == {path: rows.size for path, rows in places.items()}

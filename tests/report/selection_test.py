@@ -163,6 +163,8 @@ def test_files_of_other_blocks_are_refused(selection, files):
   paths = files(selection(), selection("swin_test"))
   with pytest.raises(ValueError, match="1.safetensors is of swin_test, which has other blocks"):
     report.read(paths)
+  with pytest.raises(ValueError, match="0.safetensors is given twice"):
+    report.read([paths[0], paths[0]])
   none = selection(shapes={"norm/scale": [24]}, counts={})._replace(places={})
   with pytest.raises(ValueError, match="names no leaf of a block"):
     report.read(files(none))

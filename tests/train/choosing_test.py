@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 import peft_jax
-from peft_jax import data, safetensors
+from peft_jax import data, methods, models, safetensors
 from peft_jax.count import count
 from peft_jax.selection import file as selection_file
-from peft_jax.train import loop, shard
+from peft_jax.sites import sites
+from peft_jax.train import choosing, loop, shard
 from peft_jax.tree import flat
 
 GPS = {"methods": ("gps",), "optim.epochs": 1, "checkpoint.every_steps": 10}
@@ -70,6 +71,16 @@ def test_a_selection_is_used_again_and_refused_where_it_means_nothing(finished, 
   safetensors.write(tmp_path / "no.safetensors", {"a": np.zeros(1)})
   with pytest.raises(ValueError, match="is no selection"):
     loop.prepare(tiny({**GPS, "selection": str(tmp_path / "no.safetensors")}))
+
+
+def test_what_could_be_chosen_is_named_as_in_the_unrolled_model():
+  def kernels(name, loop_form):
+    model = models.create(name, num_classes=3, loop=loop_form)
+    return choosing.kernels_of(methods.GPS(), sites(model, models.images(model)))
+
+  found = kernels("swin_test", "python")
+  assert found["stages_0/blocks_1/mlp/fc1/kernel"] == (12, 48) and len(found) == 26
+  assert kernels("vit_test", "scan_remat") == kernels("vit_test", "python")
 
 
 @pytest.mark.slow

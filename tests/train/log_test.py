@@ -81,8 +81,11 @@ def test_a_bar_is_redrawn_on_a_terminal_and_a_line_now_and_then_elsewhere(monkey
   bar = log.Bar("choosing: batch", 24, plain)
   for done in range(1, 25):
     bar.show(done)
+  bar = log.Bar("choosing: image", 800, plain)
+  for done in range(32, 801, 32):  # 32 at a time
+    bar.show(done)
   assert [line.split()[2] for line in plain.getvalue().splitlines()] == [
-    "1/24", "10/24", "20/24", "24/24"]
+    "1/24", "10/24", "20/24", "24/24", "32/800", "320/800", "640/800", "800/800"]
 
 
 def test_board_writes_numbers_and_does_nothing_when_unwanted(tmp_path):
