@@ -163,6 +163,7 @@ def test_several_budgets_come_from_one_scoring(tiny):
     assert abs(counted["trained"] - counted["head"] - budget) < 0.25 * budget
 
 
+SPREAD = {"spt.score": "random", "spt.alpha": 100.0}  # modules and entries, without trained weights
 RUNS = {
   "adapter": {"methods": ("spt", "adapter"), "adapter.sites": MATRICES, "adapter.width": 2,
               "adapter.parallel": ("proj",), "adapter.act": "gelu"},
@@ -176,9 +177,9 @@ RUNS = {
   "with_bias": {"methods": ("spt", "lora", "bias"), "lora.rank": 2, "spt.score": "magnitude",
                 "spt.norm_entries": False},
   "swin": {"methods": ("spt", "lora"), "lora.rank": 2, "weights": "random",
-           "model.name": "swin_test"},
+           "model.name": "swin_test", **SPREAD},
   "convnext": {"methods": ("spt", "lora"), "lora.rank": 1, "weights": "random",
-               "model.name": "convnext_test"},
+               "model.name": "convnext_test", **SPREAD},
 }
 
 
