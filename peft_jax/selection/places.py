@@ -86,23 +86,24 @@ def made(method, model, params, kernels, config, batches, steps, show):
                                method.score, method.temperature, show, method.drop_path)
 
 
-def fitting(scores, params, kernels):
+def fitting(scores, params, kernels, asker="GPS"):
   """Given scores {path in `params`: array} as float32, unrolled; ValueError where they do not fit.
 
-  kernels: {site path: path in `params`} of those that are needed.
+  kernels: {site path: path in `params`} of those that are needed, of SPT other leaves among them.
   """
   scores, found = flat(unstack_blocks(nest(dict(scores)))), {}
+  asked = f"{asker}: the given scores"
   for kernel in kernels.values():
     if kernel not in scores:
-      raise ValueError(f"GPS: the given scores have none for {kernel!r}; there are {len(scores)} "
-                       f"arrays, and each of the {len(kernels)} kernels needs one under its path.")
+      raise ValueError(f"{asked} have none for {kernel!r}; there are {len(scores)} "
+                       f"arrays, and each of {len(kernels)} leaves needs one under its path.")
     given, shape = np.asarray(scores[kernel]), params[kernel].shape
     if given.shape != shape or not jnp.issubdtype(given.dtype, jnp.floating):
-      raise ValueError(f"GPS: the given scores for {kernel!r} are {given.dtype}{[*given.shape]}; "
-                       f"the kernel needs floating point numbers {[*shape]}.")
+      raise ValueError(f"{asked} for {kernel!r} are {given.dtype}{[*given.shape]}; "
+                       f"it needs floating point numbers {[*shape]}.")
     found[kernel] = given.astype(np.float32)
     if not np.isfinite(found[kernel]).all():
-      raise ValueError(f"GPS: the given scores for {kernel!r} hold NaN or infinite values; nothing "
+      raise ValueError(f"{asked} for {kernel!r} hold NaN or infinite values; nothing "
                        "can be chosen by them.")
   return found
 

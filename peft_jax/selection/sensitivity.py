@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from peft_jax import safetensors
 from peft_jax.keys import fold, key
 from peft_jax.methods import patterns
 from peft_jax.methods.scope import norm_paths
 from peft_jax.selection.allocate import allocate, allocate_at, grid
+from peft_jax.selection.places import fitting
 from peft_jax.selection.roles import roles
 from peft_jax.selection.squares import squared_gradients
 from peft_jax.sites import is_head, select
@@ -42,6 +44,10 @@ def scores(method, model, params, table, config, split=None, devices=None, show=
   leaves = {path: jnp.shape(flat(params)[path]) for path in roles(table)}
   if method.score == "magnitude":
     return {path: np.abs(np.asarray(flat(params)[path])) for path in leaves}
+  if method.score == "file":
+    given = safetensors.read(method.scores)[0]
+    found = fitting(given, flat(params), {path: path for path in leaves}, "SPT")
+    return {path: np.abs(leaf) for path, leaf in found.items()}
   if method.score == "random":
     start = key(config.seed, "random selection")
     return {path: np.asarray(jax.random.uniform(fold(start, path), shape))

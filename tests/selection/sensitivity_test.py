@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from peft_jax import models
+from peft_jax import models, safetensors
 from peft_jax.count import count
 from peft_jax.methods import SPT, VPT, Adapter, DoRA, LoRA
 from peft_jax.selection import sensitivity
@@ -128,6 +128,25 @@ def test_budgets_tau_and_the_class_token():
   (nothing,) = sensitivity.allocations(alone, lora, table, found).values()
   assert sensitivity.told(alone, lora, nothing.entries, nothing.whole, nothing.structured) == (
     dataclasses.replace(alone, collection="", chosen=()),)
+
+
+def test_scores_of_a_file(tmp_path):
+  model = BACKBONES["vit"]
+  table = sites(model, models.images(model))
+  rng = np.random.default_rng(0)
+  params = Tuned(model, (), table).shapes["params"]
+  given = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in flat(params).items()}
+  file = str(tmp_path / "scores.safetensors")
+  safetensors.write(file, given)
+  method = SPT(score="file", scores=file, tau=50)
+  found = sensitivity.scores(method, model, params, table, Config)
+  assert found.keys() == roles(table).keys()
+  for path, leaf in found.items():
+    np.testing.assert_array_equal(leaf, np.abs(given[path]))
+  del given["norm/scale"]
+  safetensors.write(file, given)
+  with pytest.raises(ValueError, match="^SPT: the given scores have none for 'norm/scale'"):
+    sensitivity.scores(method, model, params, table, Config)
 
 
 def test_scores_that_need_no_images():
