@@ -41,21 +41,21 @@ def scores(method, model, params, table, config, split=None, devices=None, show=
   split: the images, where the score needs them: method.num_samples of them, drawn by config.seed.
   devices, show: as `squared_gradients` takes them.
   """
-  leaves = {path: jnp.shape(flat(params)[path]) for path in roles(table)}
+  own, leaves = flat(params), tuple(roles(table))
   if method.score == "magnitude":
-    return {path: np.abs(np.asarray(flat(params)[path])) for path in leaves}
+    return {path: np.abs(np.asarray(own[path])) for path in leaves}
   if method.score == "file":
     given = safetensors.read(method.scores)[0]
-    found = fitting(given, flat(params), {path: path for path in leaves}, "SPT")
+    found = fitting(given, own, {path: path for path in leaves}, "SPT")
     return {path: np.abs(leaf) for path, leaf in found.items()}
   if method.score == "random":
     start = key(config.seed, "random selection")
-    return {path: np.asarray(jax.random.uniform(fold(start, path), shape))
-            for path, shape in leaves.items()}
+    return {path: np.asarray(jax.random.uniform(fold(start, path), own[path].shape))
+            for path in leaves}
   drawn = jax.random.permutation(key(config.seed, "score samples"), len(split))
   drawn = np.asarray(drawn)[: method.num_samples]
   return squared_gradients(
-    model, params, tuple(leaves), lambda places: split.images(drawn[places]), split.labels[drawn],
+    model, params, leaves, lambda places: split.images(drawn[places]), split.labels[drawn],
     config, group_size=method.group_size, drawn=method.score == "fisher",
     drop_path=method.drop_path, devices=devices, show=show,
   )
@@ -127,7 +127,7 @@ def told(method, placed, places, whole, paths):
 
   places: {leaf path: places of single entries}; whole: leaf paths; placed: None for none.
   """
-  chosen = tuple(f"{path}={np.size(rows)}" for path, rows in places.items())
+  chosen = tuple(f"{path}={np.size(places[path])}" for path in sorted(places))
   collection = method.collection if chosen else ""  # it then has no variables
   spt = dataclasses.replace(method, collection=collection, chosen=chosen, whole=tuple(whole))
   return (spt, *([placed_at(placed, tuple(paths))] if paths else []))
