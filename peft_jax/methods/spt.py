@@ -68,10 +68,10 @@ class SPT(Entries):
   num_samples: training images that are scored, drawn by the seed; all where there are fewer.
   group_size: images whose mean gradient is squared.
   score: "squares", the sum of squared gradients of the cross-entropy of a random head; "fisher",
-    the same with labels drawn from what the model says; "magnitude", |W|; "random"; or
-    "file", |what `scores` holds|.
-  scores: that safetensors file: a floating point array for each parameter that may be chosen, of
-    its shape, under its path in `params`, such as encoder/blocks_0/attn/norm/scale.
+    the same with labels drawn from what the model says; "magnitude", |W|; "random"; or "file",
+    |what `scores` holds|.
+  scores: that safetensors file: an array for each leaf that may be chosen from, under its path in
+    `params`, such as encoder/blocks_0/attn/q/kernel.
   drop_path: rate of the last block while scoring.
   tokens: whether the class token is trained.
   form: "entries" forms the gradient of the single entries alone, "kernel" that of the whole kernel
@@ -112,9 +112,9 @@ class SPT(Entries):
       raise ValueError(f"SPT: drop_path={self.drop_path} is outside [0, 1).")
     if self.score not in SCORES:
       raise ValueError(f"SPT: score={self.score!r}; it must be one of {SCORES}.")
-    if (self.score == "file") != bool(self.scores):
-      raise ValueError(f"SPT: score={self.score!r} and scores={self.scores!r}; a file of scores "
-                       "and score='file' need each other.")
+    if self.scores and self.score != "file":
+      raise ValueError(f"SPT: scores={self.scores!r} is given, but score={self.score!r}: take "
+                       "score='file'.")
     for name in ("chosen", "whole"):
       if not isinstance(getattr(self, name), (tuple, type(None))):
         raise ValueError(f"SPT: {name}={getattr(self, name)!r} is no tuple.")
