@@ -195,8 +195,8 @@ def test_a_permutation_gives_each_neuron_the_inputs_of_another():
 
 
 @pytest.mark.parametrize("level", [
-  "neuron", "net", *(pytest.param(level, marks=pytest.mark.slow) for level in (
-    "shared", "layer", "channel"))])
+  "net", *(pytest.param(level, marks=pytest.mark.slow) for level in (
+    "neuron", "shared", "layer", "channel"))])
 def test_no_weight_of_a_skipped_block_is_chosen(level):
   model, params, table = tiny()
   method = GPS(k=4, score="random", level=level, skip=(0, 2))
