@@ -121,6 +121,10 @@ METHODS = {
     (GPS(score="magnitude", k=2, level="shared"),), 251_136,
     (GPS(score="magnitude", k=2),), zero=NO_TAP, needs="encoder/blocks_0/attn/q", slow=True,
   ),
+  "gps_product": Row(
+    (GPS(score="random", k=2, form="product"),), 251_136,
+    (GPS(score="random", k=2, form="product", delta=True),), zero=NO_TAP, slow=True,
+  ),
   "lora_gps": Row(
     (lora, GPS(score="random")), 502_272, (lora, GPS(score="random", biases=False)),
     zero=NO_TAP, needs="encoder/blocks_0/attn/q", loops="python|scan_remat", slow=True,
@@ -257,15 +261,7 @@ def table(backbone, loop):
 def fresh(methods, backbone):
   """Variables as they start, on the backbone's perturbed parameters, in the python layout."""
   params = backbone_params(backbone)
-  own = attach(methods, backbone).init(jax.random.key(3), params)
-  return {"params": params, **jax.tree.map(filled, own)}
-
-
-def filled(leaf):
-  """Places that no choice has filled yet, all the first, as different ones."""
-  if jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.any():
-    return leaf
-  return jnp.reshape(jnp.arange(leaf.size, dtype=leaf.dtype), leaf.shape)
+  return {"params": params, **attach(methods, backbone).init(jax.random.key(3), params)}
 
 
 @functools.cache

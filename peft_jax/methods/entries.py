@@ -1,11 +1,13 @@
 """Chosen entries of the backbone's own leaves, trained in place: what GPS and SPT share.
 
     sparse   W' = W, but W'[place] = value[place]      value, index: variables of the method
+    delta    W' = W, but W'[place] = W[place] + value[place]
     mask     W' = W, all of it trained, updates zero but at the chosen places
 
-Both are the same training. In the sparse form nothing of a kernel's size is formed, stored or
-returned by a step; in the mask form the gradient, the optimizer's state and what a step returns are
-as large as the kernels.
+The first and the last are the same training, the second but for weight decay, which pulls to the
+backbone's entries there and to zero here. In the sparse forms no gradient, nothing of the
+optimizer's state and nothing that a step returns is of a kernel's size, and of the W' of linear
+layers one at a time is there; in the mask form all are as large as the kernels.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from peft_jax.methods import sparse
 from peft_jax.methods.axes import tokens
 from peft_jax.tree import flat, nest
 
-FORMS = ("auto", "entries", "kernel", "mask")
+FORMS = ("auto", "entries", "kernel", "product", "mask")
 
 # The share of a kernel's entries whose own gradients take as long as that of the whole kernel:
 # measured on a CPU in float32 by benchmarks/entry_gradients.py, not yet on a GPU or TPU.
@@ -42,20 +44,26 @@ class Entries(Method):
   folds_below: ClassVar[bool] = True  # it writes into the weights as those below have left them
 
   form: str = "auto"
+  delta: bool = False
 
   def __post_init__(self):
+    asker = type(self).__name__
     if self.form not in FORMS:
-      raise ValueError(f"{type(self).__name__}: form={self.form!r}; it must be one of {FORMS}.")
+      raise ValueError(f"{asker}: form={self.form!r}; it must be one of {FORMS}.")
+    if self.form == "mask" and self.delta:
+      raise ValueError(f"{asker}: form='mask' trains the entries themselves, so there is no delta: "
+                       "take delta=False, or another form.")
 
   def variables(self, kernel, index):
     """The variables of a site from its kernel and the flat places in it."""
     if self.form == "mask":
       return {"kernel_index": index}
-    return {"value": sparse.taken(kernel, index), "index": index}
+    own = sparse.taken(kernel, index)
+    return {"value": jnp.zeros_like(own) if self.delta else own, "index": index}
 
-  def is_per_neuron(self, site):
-    """Whether column c of `index` holds entries of neuron c."""
-    return False
+  def rows(self, site):
+    """What a row of `index` is: see `methods.sparse`."""
+    return "any"
 
   def derive(self, tree, table):
     leaves = flat(tree)
@@ -67,17 +75,32 @@ class Entries(Method):
     return {path.removesuffix("_index"): leaf for path, leaf in leaves.items()
             if path.endswith("_index")}
 
+  def values(self, kernel, v):
+    """The entries of W', and by how much they differ from those of W."""
+    own = sparse.taken(kernel, v["index"]).astype(v["value"].dtype)
+    return (own + v["value"], v["value"]) if self.delta else (v["value"], v["value"] - own)
+
   def weights(self, site, params, v):
-    return {**params, "kernel": sparse.written(params["kernel"], v["value"], v["index"])}
+    value, _ = self.values(params["kernel"], v)
+    return {**params, "kernel": sparse.written(params["kernel"], value, v["index"])}
 
   def call(self, site, v, params, layer, x, rng):
-    if site.is_conv or not self.by_entries(site, v["index"].size):
+    if site.is_conv:
       return layer(self.weights(site, params, v), x)
-    # The layer reads the values as constants, so that no gradient of its kernel is formed.
-    y = layer(self.weights(site, params, {**v, "value": jax.lax.stop_gradient(v["value"])}), x)
-    value, index = (jnp.reshape(v[name], (len(v[name]), -1)) for name in ("value", "index"))
-    x = tokens(jax.lax.stop_gradient(x), site.fan_in)
-    return y + sparse.tap(value, index, x, y.shape, y.dtype, self.is_per_neuron(site))
+    kernel, stop = params["kernel"], jax.lax.stop_gradient
+    rows = (*self.values(kernel, v), v["index"])
+    value, change, index = (jnp.reshape(array, (len(array), -1)) for array in rows)
+    how, read = self.rows(site), tokens(x, site.fan_in)
+    if self.form == "product":
+      y = layer(params, x)
+      read, outputs = read.astype(y.dtype), math.prod(site.fan_out)
+      return y + jnp.reshape(sparse.product(change, read, index, outputs, how), y.shape)
+    # The layer reads x and the values as constants: `tap` carries their gradients, and its own
+    # autodiff that of the bias and of a kernel into which methods below are folded.
+    new = sparse.written(sparse.after(kernel, stop(x)), stop(value), index)
+    y = layer({**params, "kernel": new}, stop(x))
+    how = how if self.by_entries(site, index.size) else "kernel"
+    return y + sparse.tap(value, read, stop(kernel), index, y.shape, y.dtype, how)
 
   def by_entries(self, site, n):
     """Whether the gradient of a linear layer is formed for its n chosen entries alone."""

@@ -51,6 +51,9 @@ class GPS(Entries):
     value: (k,) + fan_out   trained; of a level that is no row of inputs (1, n)
     index: the same shape   int32, frozen: flat places in the kernel
 
+  NeuroAda (arXiv:2510.18940) is GPS(score="magnitude", delta=True, biases=False, rel_pos=False,
+  layer_scale=False) on a backbone that its paper does not have: no images, k * fan_out a layer.
+
   "magnitude" and "random" per neuron or shared need no images and are chosen by `init`; for other
   scores `init` leaves NaN, until `peft_jax.selection.places.choose` has filled it. Below it other
   methods are folded into the weights; above it they cost what they do alone.
@@ -79,6 +82,10 @@ class GPS(Entries):
   form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
     and takes them from it, "auto" the former in linear layers where k <= inputs / 64; "mask" trains
     the kernels themselves and masks their updates: the same training, at the cost of full tuning.
+    These write into a copy of the kernel; "product" adds x times what the entries changed by, but
+    in convolutions, so that under a vmap over runs all share their kernels.
+  delta: whether `value` is what is added to the entry, starting at zero, and not the entry: weight
+    decay then pulls to the backbone's entry, not to zero.
   chosen: of a choice by budget, filled by it: "path=n" for a kernel with n > 0 entries.
   """
 
@@ -181,8 +188,8 @@ class GPS(Entries):
     chosen = sparse.places(top.ROWS[self.level](scores, self.k), outputs)
     return self.variables(kernel, jnp.reshape(chosen, shape))
 
-  def is_per_neuron(self, site):
-    return self.level in top.ROWS
+  def rows(self, site):
+    return {"neuron": "neuron", "shared": "input"}.get(self.level, "any")
 
   def trains(self, table, paths):
     norms = norm_paths(table)

@@ -8,14 +8,15 @@ Source: He et al. 2023, "Sensitivity-aware visual parameter-efficient fine-tunin
 Start: single entries start as the backbone's own; so does the tuned model, where what is placed
   does, as LoRA and Adapter do by default.
 Merge: W' = W + value at its places; what is placed merges as it does alone, LoRA and DoRA do.
-Where: q, k, v, proj, fc1, fc2 of the blocks may be given a module; their biases, norms and layer
-  scales are trained whole or in part; the class token is trained. What comes before the blocks and
-  the table of positions are not. Our reading for other backbones: a Swin's reductions and tables of
-  relative positions and a ConvNeXt's other convolutions have single entries only.
+Where: the kernels of q, k, v, proj, fc1, fc2 of the blocks may be given a module; their biases,
+  norms and layer scales are trained whole or in part; the class token is trained. What comes before
+  the blocks and the table of positions are not. Our reading for other backbones: a Swin's
+  reductions and tables of relative positions and a ConvNeXt's other convolutions have single
+  entries only.
 Count: near `budget`; the nearest that a sweep finds, above or below. ViT-B/16 has 85,056,000 to
   choose from; at most 1,449,216 with LoRA of rank 8, 1,532,736 with adapters of width 8.
 Cost: that of the modules, and in a step 2 T operations for a single entry and T tokens. The choice
-  is one pass of gradients of 800 images.
+  takes one gradient of each of 800 images.
 Releases: the defaults, but for these. The code scores the first 512 images of train800, unshuffled,
   with drop path 0.1 (`num_samples`, `drop_path`); here 800 as in the paper, drawn by the seed, and
   without. Its groups of 32 are not those of one that the paper's Algorithm 1 has (`group_size` 1),
@@ -48,7 +49,7 @@ class SPT(Entries):
 
   Variables at a site with n chosen entries of its kernel, or of another leaf NAME:
     value: (n,)        trained, zeros: what is added to the kernel's entries; no weight decay
-    index: (n,)        int32, frozen: their flat places in the kernel
+    index: (n,)        int32, frozen: their flat places in the kernel; the first n until filled
     NAME_index: (n,)   int32, frozen: flat places in the leaf, which is trained at these alone
 
   In `methods`, lora, dora, adapter or vpt right behind spt is what is placed: with its own options,
@@ -71,8 +72,10 @@ class SPT(Entries):
   drop_path: rate of the last block while scoring.
   tokens: whether the class token is trained.
   form: "entries" forms the gradient of the single entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" the former in linear layers with up to a 64th of it; "mask"
-    trains the kernels themselves and masks their updates.
+    and takes them from it, "auto" the former in linear layers with up to a 64th of it. These write
+    into a copy of the kernel; "product" adds x times the values, but in convolutions. "mask", with
+    delta False, trains the kernels themselves and masks their updates.
+  delta: whether `value` is what is added to an entry, or the entry itself.
   chosen: filled by the choice: "leaf path=n" for a leaf with n > 0 single entries; None before it.
   whole: filled by the choice: leaf paths of the vectors trained whole.
   """
@@ -81,6 +84,7 @@ class SPT(Entries):
   chooses: ClassVar[bool] = True
 
   collection: str = "spt"
+  delta: bool = True
   budget: float = 400_000.0
   tau: int = 0
   alpha: float = 10.0
@@ -134,23 +138,13 @@ class SPT(Entries):
                          f"{there}; it was chosen for another model.")
     return self
 
-  def variables(self, kernel, index):
-    if self.form == "mask":
-      return super().variables(kernel, index)
-    return {"value": jnp.zeros(index.shape, kernel.dtype), "index": index}
-
   def init(self, site, key, params):
     made = {}
     for name, shape in site.params:
       if n := self.sizes.get(f"{site.path}/{name}"):
-        index, kernel = jnp.zeros((n,), jnp.int32), params.get(name, jnp.zeros(shape))
+        index, kernel = jnp.arange(n, dtype=jnp.int32), params.get(name, jnp.zeros(shape))
         made |= self.variables(kernel, index) if name == "kernel" else {f"{name}_index": index}
     return made
-
-  def weights(self, site, params, v):
-    kernel = params["kernel"]
-    flat = jnp.reshape(kernel, -1).at[v["index"]].add(v["value"].astype(kernel.dtype))
-    return {**params, "kernel": jnp.reshape(flat, kernel.shape)}
 
   def trains(self, table, paths):
     tokens = {path for path in paths if path.rpartition("/")[2] == "cls_token"}

@@ -27,7 +27,7 @@ FORMAT = 2
 NAME = "peft_jax_selection"
 # Fields of a method that say what else is trained, or how, and not which entries are chosen.
 BESIDE = ("collection", "biases", "skip_biases", "rel_pos", "layer_scale", "norms", "form",
-          "scores", "chosen")
+          "delta", "scores", "chosen")
 KINDS = {
   "method": dict, "methods": list, "model": str, "base": str, "base_name": str, "data": str,
   "task": str, "split": str, "seed": int, "batch_size": int, "image_size": int, "shapes": dict,

@@ -44,7 +44,7 @@ def default():
   c.task = "mini_texture"
   c.methods = ("san",)  # names in METHODS; the first acts closest to the weights
   c.weights = config_dict.placeholder(str)  # None: the preset's own; "random"; or a file
-  c.selection = config_dict.placeholder(str)  # what gps or spt train: selection.safetensors of a run
+  c.selection = config_dict.placeholder(str)  # of gps or spt: a run's selection.safetensors
   c.head_init = "small"  # std 0.02, zero bias; or "vpt": variance 2 / classes, bias -log 99
   c.batch_size = 64
   c.label_smoothing = 0.0

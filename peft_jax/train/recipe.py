@@ -47,12 +47,16 @@ def start(argument, methods, *, root, task=None, default=None, also=()):
 
 def option(argument, key, values):
   """What the argument says of `key`, one of `values`: the first of these where it says nothing."""
-  value = config_lib.parse_argument(
-    ",".join(part for part in (argument or "").split(",") if part.partition("=")[0].strip() == key),
-    {key: next(iter(values))})[key]
+  value = typed(argument, key, next(iter(values)))
   if value not in values:
     raise ValueError(f"The config argument {key}={value} is none of {', '.join(values)}.")
   return value
+
+
+def typed(argument, key, default):
+  """What the argument says of `key`, in the type of `default`; this where it says nothing."""
+  own = [part for part in (argument or "").split(",") if part.partition("=")[0].strip() == key]
+  return config_lib.parse_argument(",".join(own), {key: default})[key]
 
 
 def backbone(config):
@@ -104,3 +108,16 @@ def lora_on_qkv(config, rank, method="lora"):
     config[method].share = ("q", "k", "v")
   config[method].rank = rank
   config[method].alpha = float(rank)
+
+
+def spt_modules(config, argument, placed):
+  """What SPT places, as its scripts have it, and the argument's budget, 400,000 by default."""
+  config.spt.budget = typed(argument, "budget", 400_000.0)
+  config[placed].sites = r".*/(attn/(q|k|v|proj)|(mlp/)?fc[12])"
+  config[placed].dropout = 0.1
+  if placed == "lora":
+    config.lora.rank, config.lora.alpha = 8, 8.0  # scale 1
+  else:
+    config.adapter.width = 8
+    config.adapter.act = "gelu"  # exact; the paper says relu
+    config.adapter.parallel = () if is_convnext(config) else ("proj",)  # the others behind

@@ -162,12 +162,12 @@ def start(argument, methods, also=()):
   return config
 
 
-def noah(argument, methods):
+def noah(argument, methods, also=()):
   """`start` with what the scripts of NOAH and SPT share: AdamW at 1e-3, drop path 0.1.
 
   They load the original in21k checkpoint and normalise with ImageNet's statistics; here: AugReg and
   its own normalisation. NOAH drops the last, partial batch, as here; SPT keeps it.
   """
-  config = start(argument, methods)
+  config = start(argument, methods, also)
   recipe.noah_adamw(config)
   return config

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import pathlib
 
 import jax
@@ -17,7 +18,10 @@ from peft_jax.methods.entries import filled
 from peft_jax.sites import sites
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
-from tests.methods import layers
+
+spec = importlib.util.spec_from_file_location("layers", pathlib.Path(__file__).parent / "layers.py")
+layers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(layers)
 
 OFFICIAL = pathlib.Path(__file__).parents[1] / "selection/spt_official.csv"
 ROWS = list(csv.DictReader(OFFICIAL.open()))
@@ -26,7 +30,7 @@ NARROW = ("attn/norm/scale", "attn/norm/bias", "mlp/norm/scale", "mlp/norm/bias"
           "attn/v/bias", "attn/proj/bias", "mlp/fc2/bias")
 
 
-@pytest.mark.parametrize("form", ["entries", "kernel"])
+@pytest.mark.parametrize("form", ["entries", "kernel", "product"])
 @pytest.mark.parametrize("layer", layers.LAYERS.values(), ids=layers.LAYERS)
 def test_forms_agree(layer, form):
   layers.assert_forms_agree(SPT(chosen=("layer/kernel=5",), sites="layer", form=form), layer)
@@ -173,7 +177,8 @@ def prepared(backbone, form="auto"):
   if x is None:
     x = jax.random.normal(jax.random.key(6), (6, 16, 16, 3))
   table = sites(model, x)
-  method = SPT(chosen=tuple(f"{path}={n}" for path, n in sizes.items()), whole=whole, form=form)
+  chosen = tuple(f"{path}={n}" for path, n in sizes.items())
+  method = SPT(chosen=chosen, whole=whole, form=form, delta=form != "mask")
   tuned = Tuned(model, (method, LoRA(rank=2, sites=paths)), table)
   params = layers.drawn(tuned.shapes["params"], 1)
   rng = np.random.default_rng(3)
@@ -232,7 +237,7 @@ def test_only_what_was_chosen_moves_and_it_merges(backbone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["entries", "kernel", "mask"])
+@pytest.mark.parametrize("form", ["entries", "kernel", "product", "mask"])
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_form_trains_alike(backbone, form):
   """Under weight decay, too, which acts on no single entry."""

@@ -1,6 +1,8 @@
 """From scores to methods: units and their costs, budgets, and the tuple that is told."""
 
 import dataclasses
+import importlib.util
+import pathlib
 
 import numpy as np
 import pytest
@@ -13,14 +15,18 @@ from peft_jax.selection.roles import roles
 from peft_jax.sites import sites
 from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
-from tests.methods.layers import by_shapes, drawn
+
+path = pathlib.Path(__file__).parents[1] / "methods/layers.py"
+spec = importlib.util.spec_from_file_location("layers", path)
+layers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(layers)
 
 MATRICES = r".*/(attn/(q|k|v|proj)|mlp/fc[12])"
 
 
 def test_the_units_of_each_method_and_what_they_cost():
   """ViT-B/16; spt_structured's table of costs."""
-  table = by_shapes("vit_base_patch16_224")[2]
+  table = layers.by_shapes("vit_base_patch16_224")[2]
   lora = sensitivity.units(LoRA(rank=8), table)
   assert len(lora) == 72 and "patch_embed" not in lora
   q, fc1 = "encoder/blocks_3/attn/q", "encoder/blocks_3/mlp/fc1"
@@ -47,7 +53,7 @@ def test_the_units_of_each_method_and_what_they_cost():
   (Adapter(sites=("encoder/blocks_0/mlp", "encoder/blocks_0/mlp/fc1")), "one holds another"),
 ])
 def test_what_cannot_be_placed_is_refused(placed, sentence):
-  table = by_shapes("vit_base_patch16_224")[2]
+  table = layers.by_shapes("vit_base_patch16_224")[2]
   with pytest.raises(ValueError, match=f"^SPT.*{sentence}"):
     sensitivity.units(placed, table)
 
@@ -73,7 +79,7 @@ PLACED = {
 def chosen(method, placed, model, budgets=()):
   """(table, scores, {budget: Allocation}) by random scores."""
   table = sites(model, models.images(model))
-  params = drawn(Tuned(model, (), table).shapes["params"], 1)
+  params = layers.drawn(Tuned(model, (), table).shapes["params"], 1)
   found = sensitivity.scores(method, model, params, table, Config)
   return table, found, sensitivity.allocations(method, placed, table, found, budgets)
 
@@ -127,7 +133,7 @@ def test_budgets_tau_and_the_class_token():
 def test_scores_that_need_no_images():
   model = BACKBONES["vit"]
   table = sites(model, models.images(model))
-  params = drawn(Tuned(model, (), table).shapes["params"], 1)
+  params = layers.drawn(Tuned(model, (), table).shapes["params"], 1)
   found = sensitivity.scores(SPT(score="magnitude"), model, params, table, Config)
   assert found.keys() == roles(table).keys()
   for path, leaf in found.items():

@@ -113,6 +113,8 @@ def test_an_unknown_task_is_refused(resolved):
     ("noah_vpt_vtab", "vpt_deep"),
     ("spt_train_vtab_supervised_lora", "lora"),
     ("spt_train_vtab_supervised_adapter", "adapter"),
+    ("spt_train_vtab_supervised_lora", "spt_lora"),
+    ("spt_train_vtab_supervised_adapter", "spt_adapter"),
   ],
 )
 def test_every_value_of_the_scripts_of_noah_and_spt(script, name, facts, resolved):
@@ -127,7 +129,7 @@ def test_every_value_of_the_scripts_of_noah_and_spt(script, name, facts, resolve
   assert "max(e-1,0)" in row["schedule_offset"] and config["optim.lag"] == 1
   assert "resize 224x224 bicubic" in row["train_transform"]
   assert (config["data.resize"], config["data.view"]) == ("bicubic_pil", None)
-  method = config["methods"][0]
+  method = config["methods"][-1]
   dropout = row.get("module_dropout", row.get("structured_dropout"))
   assert config[f"{method}.dropout"] == float(dropout)
   if "rank" in row:
