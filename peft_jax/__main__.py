@@ -100,10 +100,11 @@ def parser():
     select,
     "choose what a config's method trains, as its run would, and write it to a file",
     "python -m peft_jax select --config=FILE.py[:key=value,...] [--config.KEY=VALUE ...] "
-    "--out=FILE.safetensors",
+    "--out=FILE.safetensors [--budgets=N,N,...]",
   )
   _config(sub)
   sub.add_argument("--out", required=True, help="FILE.safetensors, for --config.selection")
+  sub.add_argument("--budgets", metavar="N,N,...", help="of spt: a file for each, from one scoring")
 
   sub = verb("report", None, "what selections hold, and how far tasks are from others")
   report = sub.add_subparsers(dest="way", metavar="WAY", required=True)
@@ -186,7 +187,8 @@ def explain(args, overrides):
 def select(args, overrides):
   from peft_jax.selection import command
 
-  command.select(read_config(args.config, overrides, "select"), args.out)
+  budgets = command.numbers(args.budgets) if args.budgets else ()
+  command.select(read_config(args.config, overrides, "select"), args.out, budgets)
 
 
 def report_selection(args, rest):

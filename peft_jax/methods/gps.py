@@ -40,7 +40,7 @@ from peft_jax.methods.scope import blocks_of, norm_paths
 from peft_jax.selection import top
 
 LEVELS = ("neuron", "shared", "layer", "net", "channel", "matrix")
-SCORES = ("contrast", "cross_entropy", "magnitude", "random", "file")
+SCORES = ("contrast", "cross_entropy", "squares", "fisher", "magnitude", "random", "file")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +65,14 @@ class GPS(Entries):
     "channel" and "matrix", whole output channels or kernels with the largest mean score of all, as
     long as they fit into the budget. Under a scan "neuron" or "shared".
   score: "contrast", |sum of gradients| of the supervised contrastive loss of two views;
-    "cross_entropy", that of the cross-entropy of a random head; "magnitude", |W|; "random"; or
-    "file", |what `scores` holds|.
+    "cross_entropy", that of the cross-entropy of a random head; "squares", the sum of its squared
+    gradients, and "fisher", the same with labels drawn from what the model says, as SPT has them;
+    "magnitude", |W|; "random"; or "file", |what `scores` holds|.
   scores: that safetensors file: a floating point array for each kernel, of its shape, under its
     path in `params`, such as encoder/blocks_0/attn/q/kernel; "" where `choose` is given them.
   temperature: of the contrastive loss, above 0.
+  num_samples, group_size: of "squares" and "fisher": training images that are scored, drawn by the
+    seed, and those whose mean gradient is squared.
   drop_path: rate of the last block while scoring.
   row_permutation: whether every neuron gets what was chosen for another one of its layer, drawn
     from the seed; per neuron only.
@@ -97,6 +100,8 @@ class GPS(Entries):
   score: str = "contrast"
   scores: str = ""
   temperature: float = 0.07
+  num_samples: int = 800
+  group_size: int = 32
   drop_path: float = 0.0
   row_permutation: bool = False
   skip: tuple[int, ...] = ()
@@ -109,8 +114,9 @@ class GPS(Entries):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.k < 1:
-      raise ValueError(f"GPS: k={self.k}; it must be at least 1.")
+    for name in ("k", "num_samples", "group_size"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"GPS: {name}={getattr(self, name)}; it must be at least 1.")
     if not self.temperature > 0:
       raise ValueError(f"GPS: temperature={self.temperature}; it must be positive.")
     for name, values in {"level": LEVELS, "score": SCORES}.items():

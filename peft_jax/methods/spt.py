@@ -38,7 +38,7 @@ import jax.numpy as jnp
 
 from peft_jax.methods.entries import Entries
 
-SCORES = ("squares", "fisher", "magnitude", "random")
+SCORES = ("squares", "fisher", "magnitude", "random", "file")
 PLACED = ("lora", "dora", "adapter", "vpt")
 LEAST = {"budget": 0, "tau": 0, "alpha": 0, "beta": 0, "num_samples": 1, "group_size": 1}
 
@@ -68,7 +68,10 @@ class SPT(Entries):
   num_samples: training images that are scored, drawn by the seed; all where there are fewer.
   group_size: images whose mean gradient is squared.
   score: "squares", the sum of squared gradients of the cross-entropy of a random head; "fisher",
-    the same with labels drawn from what the model says; "magnitude", |W|; or "random".
+    the same with labels drawn from what the model says; "magnitude", |W|; "random"; or "file",
+    |what `scores` holds|.
+  scores: that safetensors file: an array for each leaf that may be chosen from, under its path in
+    `params`, such as encoder/blocks_0/attn/q/kernel.
   drop_path: rate of the last block while scoring.
   tokens: whether the class token is trained.
   form: "entries" forms the gradient of the single entries alone, "kernel" that of the whole kernel
@@ -94,6 +97,7 @@ class SPT(Entries):
   num_samples: int = 800
   group_size: int = 32
   score: str = "squares"
+  scores: str = ""
   drop_path: float = 0.0
   tokens: bool = True
   chosen: tuple[str, ...] | None = None
@@ -108,6 +112,9 @@ class SPT(Entries):
       raise ValueError(f"SPT: drop_path={self.drop_path} is outside [0, 1).")
     if self.score not in SCORES:
       raise ValueError(f"SPT: score={self.score!r}; it must be one of {SCORES}.")
+    if self.scores and self.score != "file":
+      raise ValueError(f"SPT: scores={self.scores!r} is given, but score={self.score!r}: take "
+                       "score='file'.")
     for name in ("chosen", "whole"):
       if not isinstance(getattr(self, name), (tuple, type(None))):
         raise ValueError(f"SPT: {name}={getattr(self, name)!r} is no tuple.")

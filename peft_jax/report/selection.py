@@ -62,9 +62,12 @@ def read(paths):
 
 def labels(paths, headers):
   """A short label for each file: its task and seed, and what else tells it from the others."""
+  rules = [header["method"] for header in headers]
+  differing = [field for field in rules[0] if len({str(rule.get(field)) for rule in rules}) > 1]
   parts = [
     lambda path, header: f"{header['task']} s{header['seed']}",
     lambda path, header: header["method"]["method"],
+    lambda path, header: " ".join(f"{field}={header['method'].get(field)}" for field in differing),
     lambda path, header: header["base_name"],
     lambda path, header: str(path),
   ]

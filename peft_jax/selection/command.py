@@ -1,5 +1,6 @@
 """The work of `python -m peft_jax select`: the choice of a run without the run."""
 
+import math
 import os
 
 import numpy as np
@@ -10,8 +11,11 @@ from peft_jax.selection import file as selection_file
 from peft_jax.train import choosing, loop, shard
 
 
-def select(config, out):
-  """Writes the selection of a resolved config to `out`, as its run would, and prints its shares."""
+def select(config, out, budgets=()):
+  """Writes the selection of a resolved config to `out`, as its run would, and prints its shares.
+
+  budgets: of SPT, from one scoring: a file for each, FILE-400000.safetensors for FILE.safetensors.
+  """
   if not out.endswith(".safetensors"):
     raise ValueError(f"--out={out} must end in .safetensors.")
   built = methods.build(config)
@@ -21,16 +25,32 @@ def select(config, out):
                      f"give --config.methods={' or '.join(every)}.")
   if config.selection:
     raise ValueError(f"selection={config.selection} is a choice already made: leave it unset.")
+  at = choosing.chooser(config, built)
+  if budgets and not isinstance(built[at], methods.SPT):
+    raise ValueError(f"--budgets is for spt, and what chooses here is {config.methods[at]}.")
   parallel = shard.parallel(config.parallel)
   shard.check_batch(config.batch_size, parallel.devices)
-  at, opened = choosing.chooser(config, built), loop.opened(config)
+  opened = loop.opened(config)
   about = selection_file.about(
     built[at], config.methods[at], config, opened.base, opened.dataset, opened.train_split)
   about |= {"method": choosing.rule(config, built[at])}
-  places, header = choosing.chosen(
-    config, built[at], about, parallel, opened.train_split, opened.model, opened.params,
-    opened.table)
-  write(out, places, header)
+  made = (config, built[at], about, parallel, opened.train_split, opened.model, opened.params,
+          opened.table)
+  if not budgets:
+    write(out, *choosing.chosen(*made))
+  for budget, found in choosing.for_budgets(*made, budgets).items() if budgets else ():
+    write(f"{out.removesuffix('.safetensors')}-{budget:g}.safetensors", *found)
+
+
+def numbers(text):
+  """The budgets of "200000,400000"; ValueError for anything else."""
+  try:
+    found = tuple(float(part) for part in text.split(","))
+  except ValueError:
+    found = (-1.0,)
+  if not all(0 <= budget < math.inf for budget in found):
+    raise ValueError(f"--budgets={text} is no list of numbers such as 200000,400000.")
+  return tuple(int(budget) if budget.is_integer() else budget for budget in found)
 
 
 def write(out, places, header):

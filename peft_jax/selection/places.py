@@ -45,20 +45,16 @@ def choose(method, model, params, table, config, batches=None, steps=0, show=Non
   chosen = method.kept(table, select(table, method.sites, method.kinds, head=Tuned.head,
                                      asker="GPS"))
   if any(site.stack for site in chosen.values()):
-    paths = flat(unstack_blocks(nest({p: np.zeros(site.stack) for p, site in chosen.items()})))
-    method = dataclasses.replace(method, sites=tuple(paths))
-    model = model.clone(loop="remat" if "remat" in model.loop else "python")
-    params, table = unstack_blocks(params), sites(model, models.images(model))
+    model, params, table, paths = unrolled(model, params, chosen)
+    method = dataclasses.replace(method, sites=paths)
     return choose(method, model, params, table, config, batches, steps, show, scores)
   kernels = {path: f"{path}/kernel" for path in chosen}
   if scores is None and method.score == "file":
-    if not method.scores:
-      raise ValueError("GPS: score='file' needs gps.scores=FILE, or the scores themselves.")
-    scores = safetensors.read(method.scores)[0]
+    scores = given_scores(method)
   if scores is None:
     scores = made(method, model, params, kernels, config, batches, steps, show)
   else:
-    scores = fitting(scores, flat(params), kernels)
+    scores = fitting(scores, flat(params), kernels.values())
   matrices = {path: jnp.reshape(scores[kernel], (math.prod(chosen[path].fan_in), -1))
               for path, kernel in kernels.items()}
   if not any(float(jnp.max(jnp.abs(matrix))) for matrix in matrices.values()):
@@ -71,6 +67,13 @@ def choose(method, model, params, table, config, batches=None, steps=0, show=Non
       inputs = jax.random.permutation(fold(start, path), rows // rows.shape[1], axis=1)
       found[path] = sparse.places(inputs, rows.shape[1])
   return found
+
+
+def unrolled(model, params, chosen):
+  """(the model without its scan, its parameters, its table, the paths of the `chosen` sites)."""
+  paths = flat(unstack_blocks(nest({p: np.zeros(site.stack) for p, site in chosen.items()})))
+  model = model.clone(loop="remat" if "remat" in model.loop else "python")
+  return model, unstack_blocks(params), sites(model, models.images(model)), tuple(paths)
 
 
 def made(method, model, params, kernels, config, batches, steps, show):
@@ -86,24 +89,33 @@ def made(method, model, params, kernels, config, batches, steps, show):
                                method.score, method.temperature, show, method.drop_path)
 
 
-def fitting(scores, params, kernels):
+def given_scores(method):
+  """{path in `params`: array} of the file that a method with score="file" names."""
+  if not method.scores:
+    name = type(method).__name__
+    raise ValueError(f"{name}: score='file' needs {name.lower()}.scores=FILE, or the scores "
+                     "themselves.")
+  return safetensors.read(method.scores)[0]
+
+
+def fitting(scores, params, leaves, asker="GPS"):
   """Given scores {path in `params`: array} as float32, unrolled; ValueError where they do not fit.
 
-  kernels: {site path: path in `params`} of those that are needed.
+  leaves: the flat paths in `params` of those that are needed; asker: named in errors.
   """
   scores, found = flat(unstack_blocks(nest(dict(scores)))), {}
-  for kernel in kernels.values():
-    if kernel not in scores:
-      raise ValueError(f"GPS: the given scores have none for {kernel!r}; there are {len(scores)} "
-                       f"arrays, and each of the {len(kernels)} kernels needs one under its path.")
-    given, shape = np.asarray(scores[kernel]), params[kernel].shape
+  for leaf in leaves:
+    if leaf not in scores:
+      raise ValueError(f"{asker}: the given scores have none for {leaf!r}; there are {len(scores)} "
+                       f"arrays, and each of the {len(leaves)} leaves needs one under its path.")
+    given, shape = np.asarray(scores[leaf]), params[leaf].shape
     if given.shape != shape or not jnp.issubdtype(given.dtype, jnp.floating):
-      raise ValueError(f"GPS: the given scores for {kernel!r} are {given.dtype}{[*given.shape]}; "
-                       f"the kernel needs floating point numbers {[*shape]}.")
-    found[kernel] = given.astype(np.float32)
-    if not np.isfinite(found[kernel]).all():
-      raise ValueError(f"GPS: the given scores for {kernel!r} hold NaN or infinite values; nothing "
-                       "can be chosen by them.")
+      raise ValueError(f"{asker}: the given scores for {leaf!r} are {given.dtype}{[*given.shape]}; "
+                       f"the leaf needs floating point numbers {[*shape]}.")
+    found[leaf] = given.astype(np.float32)
+    if not np.isfinite(found[leaf]).all():
+      raise ValueError(f"{asker}: the given scores for {leaf!r} hold NaN or infinite values; "
+                       "nothing can be chosen by them.")
   return found
 
 

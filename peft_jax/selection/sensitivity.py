@@ -18,6 +18,7 @@ from peft_jax.keys import fold, key
 from peft_jax.methods import patterns
 from peft_jax.methods.scope import norm_paths
 from peft_jax.selection.allocate import allocate, allocate_at, grid
+from peft_jax.selection.places import fitting, given_scores
 from peft_jax.selection.roles import roles
 from peft_jax.selection.squares import squared_gradients
 from peft_jax.sites import is_head, select
@@ -28,28 +29,38 @@ from peft_jax.tuned import Tuned
 DECIDE = ("sites", "rank", "rank_pattern", "width", "reduction", "length")
 
 
-def needs_data(method):
-  """Whether a method's scores are made from images."""
-  return method.score in ("squares", "fisher")
+SQUARES = ("squares", "fisher")  # scores that are sums of squared gradients
 
 
 def scores(method, model, params, table, config, split=None, devices=None, show=None):
   """{leaf path: float32 array} of all that SPT may choose from.
 
-  split: the images, where the score needs them: method.num_samples of them, drawn by config.seed.
-  devices, show: as `squared_gradients` takes them.
+  split, devices, show: as `squares` takes them, where the score needs images.
   """
-  leaves = {path: jnp.shape(flat(params)[path]) for path in roles(table)}
+  own = flat(params)
+  leaves = {path: own[path] for path in roles(table)}
   if method.score == "magnitude":
-    return {path: np.abs(np.asarray(flat(params)[path])) for path in leaves}
+    return {path: np.abs(np.asarray(leaf)) for path, leaf in leaves.items()}
   if method.score == "random":
     start = key(config.seed, "random selection")
-    return {path: np.asarray(jax.random.uniform(fold(start, path), shape))
-            for path, shape in leaves.items()}
+    return {path: np.asarray(jax.random.uniform(fold(start, path), leaf.shape))
+            for path, leaf in leaves.items()}
+  if method.score == "file":
+    given = fitting(given_scores(method), own, leaves, asker="SPT")
+    return {path: np.abs(leaf) for path, leaf in given.items()}
+  return squares(method, model, params, tuple(leaves), config, split, devices, show)
+
+
+def squares(method, model, params, paths, config, split, devices=None, show=None):
+  """{path: float32 array}: squared gradients as the `score` of a method has them, one of SQUARES.
+
+  split: the images; method.num_samples of them are drawn by config.seed.
+  devices, show: as `squared_gradients` takes them.
+  """
   drawn = jax.random.permutation(key(config.seed, "score samples"), len(split))
   drawn = np.asarray(drawn)[: method.num_samples]
   return squared_gradients(
-    model, params, tuple(leaves), lambda places: split.images(drawn[places]), split.labels[drawn],
+    model, params, paths, lambda places: split.images(drawn[places]), split.labels[drawn],
     config, group_size=method.group_size, drawn=method.score == "fisher",
     drop_path=method.drop_path, devices=devices, show=show,
   )

@@ -76,8 +76,8 @@ def squared_gradients(model, params, paths, images, labels, config, *, group_siz
   added = jax.jit(lambda total: jax.tree.map(lambda x: x.sum(0), total), out_shardings=copied)
   total = jax.device_get(added(total))
   if not any(leaf.any() for leaf in total.values()):
-    raise ValueError("SPT: every score is zero, so nothing can be chosen by it; are the weights "
-                     "those of a trained backbone?")
+    raise ValueError("Every score is zero, so nothing can be chosen by it; are the weights those "
+                     "of a trained backbone?")
   return total
 
 

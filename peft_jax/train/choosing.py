@@ -132,7 +132,7 @@ def for_budgets(config, method, about, parallel, split, model, params, table, bu
   """{budget: (places, header)} of an SPT from one scoring; no `budgets`: its own, or its tau."""
   name, placed = spt.behind(config.methods, methods.build(config))
   show = None
-  if sensitivity.needs_data(method):
+  if method.score in sensitivity.SQUARES:
     images = min(method.num_samples, len(split))
     show = log.Bar(f"choosing by {method.score}: image", images).show
   found = sensitivity.scores(method, model, params, table, config, split, parallel.devices, show)
@@ -163,11 +163,26 @@ def by_site(places):
 
 def made(config, method, parallel, split, model, params, table):
   """The places that `method` chooses on the images of `split`."""
-  if not selected.needs_data(method):
-    return selected.choose(method, model, params, table, config)
+  scores = None
+  if method.score in sensitivity.SQUARES:
+    scores = squares(config, method, parallel, split, model, params, table)
+  if scores is not None or not selected.needs_data(method):
+    return selected.choose(method, model, params, table, config, scores=scores)
   how = shard.Parallel("jit", parallel.devices)
   batches = feed.feed(split, config.batch_size, config.seed, how, config.data.resident_mb)
   steps = data.steps_per_epoch(config.batch_size, len(split))
   bar = log.Bar(f"choosing by {method.score}: batch", steps)
   params = how.place(params)
   return selected.choose(method, model, params, table, config, batches, steps, bar.show)
+
+
+def squares(config, method, parallel, split, model, params, table):
+  """{path in `params`: scores} of the kernels from which a GPS may choose."""
+  chosen = select(table, method.sites, method.kinds, head=Tuned.head)
+  paths = tuple(chosen)
+  if any(site.stack for site in chosen.values()):
+    model, params, _, paths = selected.unrolled(model, params, chosen)
+  bar = log.Bar(f"choosing by {method.score}: image", min(method.num_samples, len(split)))
+  kernels = tuple(f"{path}/kernel" for path in paths)
+  return sensitivity.squares(method, model, params, kernels, config, split, parallel.devices,
+                             bar.show)

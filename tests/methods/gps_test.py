@@ -74,7 +74,7 @@ def test_what_is_trained_by_role():
 @pytest.mark.parametrize("wrong, sentence", [
   ({"k": 0}, "^GPS: k=0; it must be at least 1"),
   ({"level": "weight"}, "^GPS: level='weight'; it must be one of"),
-  ({"score": "fisher"}, "^GPS: score='fisher'; it must be one of"),
+  ({"score": "hessian"}, "^GPS: score='hessian'; it must be one of"),
   ({"form": "dense"}, "^GPS: form='dense'"),
   ({"temperature": 0.0}, "^GPS: temperature=0.0; it must be positive"),
 ])

@@ -60,6 +60,25 @@ def chosen(tmp_path_factory, config_file):
   return paths
 
 
+def test_select_writes_a_file_for_each_budget(capsys, config_file, tmp_path):
+  flags = ["--config.spt.score=random", f"--config={config_file}:methods=spt"]
+  argv = ["select", *flags, "--out", tmp_path / "s.safetensors"]
+  code, printed, err = run(capsys, *argv, "--budgets=500,2000")
+  assert (code, err) == (0, "")
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+    "s-2000.safetensors", "s-500.safetensors"]
+  for budget in (500, 2000):
+    places, header = selection_file.read(tmp_path / f"s-{budget}.safetensors")
+    assert header["method"]["budget"] == budget
+    assert sum(rows.size for rows in places.values()) < 1.2 * budget
+    assert f"s-{budget}.safetensors: " in printed
+  code, _, err = run(capsys, *argv, "--budgets=many")
+  assert code == 2 and "--budgets=many is no list of numbers" in err
+  argv[2] = f"--config={config_file}"
+  code, _, err = run(capsys, *argv, "--budgets=500")
+  assert code == 2 and "--budgets is for spt, and what chooses here is gps" in err
+
+
 def test_select_writes_what_its_run_would_choose(capsys, config_file, tmp_path):
   out = tmp_path / "folder/selection.safetensors"
   flags = ["--config.gps.score=magnitude", "--config.gps.k=2"]

@@ -141,7 +141,7 @@ def test_scores_that_are_all_zero_are_refused(config):
   model = models.ViT(CLASSES, width=8, depth=1, heads=2, patch=4, image_size=SIZE, layer_scale=0.0)
   params = model.init(jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3)))["params"]
   images, labels = np.zeros((2, SIZE, SIZE, 3), np.uint8), np.arange(2)
-  with pytest.raises(ValueError, match="^SPT: every score is zero"):
+  with pytest.raises(ValueError, match="^Every score is zero"):
     squares((model, params, ("encoder/blocks_0/attn/q/kernel",), images, labels), config)
 
 

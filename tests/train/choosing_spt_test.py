@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import peft_jax
-from peft_jax import data
+from peft_jax import data, safetensors
 from peft_jax.account import account
 from peft_jax.count import count
 from peft_jax.methods import SPT, LoRA
 from peft_jax.selection import file as selection_file
 from peft_jax.selection import sensitivity
+from peft_jax.selection.roles import roles
 from peft_jax.train import choosing, loop, shard
 from peft_jax.tree import flat
 
@@ -161,6 +162,33 @@ def test_several_budgets_come_from_one_scoring(tiny):
     parts = peft_jax.Tuned(opened.model, trained, opened.table)
     counted = count(parts)
     assert abs(counted["trained"] - counted["head"] - budget) < 0.25 * budget
+
+
+def test_scores_may_be_the_users_own(tiny, tmp_path):
+  given = {**SPT_LORA, "spt.score": "file", "spt.scores": str(tmp_path / "scores.safetensors")}
+  opened = loop.opened(tiny(SPT_LORA))
+  own = flat(opened.params)
+  scores = {path: np.zeros(own[path].shape, np.float32) for path in roles(opened.table)}
+  scores["norm/scale"][:3] = -1, 0.5, 2.0
+  scores["encoder/blocks_1/attn/v/kernel"][4, 7] = 1.5
+  safetensors.write(given["spt.scores"], scores)
+  places, header = choice(tiny({**given, "spt.tau": 4, "spt.beta": 0.0, "spt.alpha": 0.0}), opened)
+  assert {path: rows.tolist() for path, rows in places.items()} == {
+    "norm/scale": [0, 1, 2], "encoder/blocks_1/attn/v/kernel": [4 * 24 + 7]}
+  assert sum(header["counts"].values()) == 4
+  with pytest.raises(ValueError, match="needs spt.scores=FILE"):
+    loop.prepare(tiny(given | {"spt.scores": ""}))
+  with pytest.raises(ValueError, match="^SPT: scores='x' is given, but score='squares'"):
+    SPT(scores="x")
+
+
+def choice(config, opened):
+  """(places, header) of a config's SPT."""
+  method = SPT(**dict(config.spt))
+  about = selection_file.about(method, "spt", config, opened.base, opened.dataset,
+                               opened.train_split)
+  return choosing.chosen(config, method, about, shard.parallel("jit"), opened.train_split,
+                         opened.model, opened.params, opened.table)
 
 
 SPREAD = {"spt.score": "random", "spt.alpha": 100.0}  # modules and entries, without trained weights
