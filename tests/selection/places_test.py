@@ -161,7 +161,7 @@ def test_given_scores_decide(tmp_path):
   hole[2, 3] = np.nan
   for wrong, sentence in (
     ({p: v for p, v in scores.items() if p != path}, f"have none for '{path}'"),
-    (scores | {path: scores[path][:5]}, r"are float32\[5, 8\]; the kernel needs .* \[8, 8\]"),
+    (scores | {path: scores[path][:5]}, r"are float32\[5, 8\]; the leaf needs .* \[8, 8\]"),
     (scores | {path: scores[path].astype(np.int32)}, "are int32"),
     (scores | {path: hole}, f"'{path}' hold NaN"),
   ):
