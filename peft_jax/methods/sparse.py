@@ -124,7 +124,8 @@ def _tap_forward(value, x, kernel, index, shape, dtype, how):
 def _tap_backward(shape, dtype, how, saved, dy):
   value, x, kernel, index = saved
   dy = jnp.reshape(dy, (x.shape[0], -1))
-  kernel = written(after(kernel, dy), value, index)
+  kernel, index = after(kernel, dy), after(index, dy)
+  kernel = written(kernel, value, index)
   kernel = jnp.reshape(kernel, (x.shape[1], -1)).astype(dy.dtype)
   dvalue = entry_gradients(x, dy, index, how)
   return dvalue.astype(value.dtype), (dy @ kernel.T).astype(x.dtype), None, None
