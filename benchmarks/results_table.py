@@ -64,6 +64,11 @@ ROWS = {
   "gps_random": Row("neuron-random, k = 1", ("gps",), options={"gps.score": "random"}),
   "gps_magnitude": Row("magnitude, k = 1", ("gps",), options={"gps.score": "magnitude"}),
   "gps_net": Row("GPS at net level, k = 1", ("gps",), options={"gps.level": "net"}),
+  "spt_lora": Row("SPT-LoRA-4, 20,000 numbers", ("spt", "lora"), options={
+    "spt.budget": 20_000.0, "lora.rank": 4, "lora.alpha": 4.0}),
+  "spt_adapter": Row("SPT-Adapter-4, 20,000 numbers", ("spt", "adapter"), options={
+    "spt.budget": 20_000.0, "adapter.width": 4, "adapter.act": "gelu",
+    "adapter.sites": r".*/(attn/(q|k|v|proj)|mlp/fc[12])", "adapter.parallel": ("proj",)}),
   "san_random": Row("SAN, random weights", ("san",), weights="random"),
   "full": Row("full", ("full",), (3e-5, 1e-4)),
 }

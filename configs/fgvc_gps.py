@@ -26,5 +26,6 @@ def get_config(argument=""):
   config.optim.lr = values.lr  # peak, absolute, for batch_size
   config.optim.cooldown_epochs = 10  # at the floor: timm's schedule runs 110 epochs
   config.model.drop_path = values.drop_path  # last block's rate
+  config.gps.drop_path = values.drop_path  # it is on while scoring, too
   config.ema = values.ema  # decay per step; the average is what is evaluated
   return config.lock()

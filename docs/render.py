@@ -19,6 +19,7 @@ import collections
 import dataclasses
 import functools
 import inspect
+import math
 import pathlib
 import re
 import sys
@@ -26,6 +27,7 @@ import sys
 from peft_jax import explain, models
 from peft_jax.files import replacing
 from peft_jax.methods import METHODS
+from peft_jax.selection.roles import roles
 from peft_jax.sites import sites
 from peft_jax.tuned import Tuned
 
@@ -150,20 +152,38 @@ def trained(name, backbone):
   """[(places, what is trained there, number of sites, numbers)], without the head's last layer.
 
   places: "stages_*/blocks_*/attn/{q, k}", where * stands for all indices that the model has.
+  Of a method that must be chosen first: what it may choose from, by role.
   """
   method, groups = METHODS[name](), {}
   model, places = bare(backbone, **method.builds)
-  for row in explain.rows(Tuned(model, (method,), places)):
+  rows = candidates(places) if is_chosen(name) else explain.rows(Tuned(model, (method,), places))
+  for row in rows:
     if row.site not in ("head", "head/out"):
       leaves = tuple(leaf.partition(" ")[0] for leaf in row.trained)
       groups.setdefault(leaves, []).append(row)
-  everywhere, found = collections.Counter(map(starred, places)), []
+  paths = roles(places) if is_chosen(name) else places
+  everywhere, found = collections.Counter(map(starred, paths)), []
   for leaves, rows in groups.items():
     here = collections.Counter(starred(row.site) for row in rows)
     whole = {path for path in here if here[path] == everywhere[path]}
     paths = [starred(row.site) if starred(row.site) in whole else row.site for row in rows]
     found.append((braced(paths), leaves, len(rows), sum(row.count for row in rows)))
   return found
+
+
+def is_chosen(name):
+  """Whether even the number of what a method trains depends on a choice."""
+  return getattr(METHODS[name], "chosen", ()) is None
+
+
+def candidates(places):
+  """Rows of what SPT may choose from, as explain.rows has what is trained."""
+  rows = []
+  for path, role in roles(places).items():
+    site, _, leaf = path.rpartition("/")
+    size = math.prod(dict(places[site].params)[leaf])
+    rows.append(explain.Row(path, "", "", (role,), size))
+  return rows
 
 
 def starred(path):
@@ -249,6 +269,10 @@ def places_table(name):
       first = [share, f"**{numbers:,}**"] if len(groups) == 1 else ["", f"{numbers:,}"]
       rows.append([*first, ", ".join(map(code, leaves)), f"{count}: {where}"])
   head = {"": "---", "numbers": "---:", "trained": "---", "sites": "---"}
+  if is_chosen(name):
+    head = {"": "---", "numbers": "---:", "role": "---", "parameters": "---"}
+    return ("What is chosen from: `matrix` may be given a module, `vector` be trained whole; "
+            "of the others single entries are.\n\n" + table(head, rows))
   return ("By default, beside the head's last layer, which every method trains:\n\n"
           + table(head, rows))
 
@@ -293,7 +317,8 @@ def index():
     cost = next(iter(costs_of(name).values()), "")
     rows.append([
       f"[{name}]({name}.md)", prose(described(name).summary.removesuffix(".")),
-      *(f"{total(name, backbone):,}" for backbone in BACKBONES), merges(name),
+      *("its budget" if is_chosen(name) else f"{total(name, backbone):,}"
+        for backbone in BACKBONES), merges(name),
       cost,
     ])
   head = {"method": "---", "what it is": "---",

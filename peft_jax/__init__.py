@@ -30,6 +30,7 @@ _HOMES = {
   "Norm": "peft_jax.methods",
   "Partial": "peft_jax.methods",
   "SAN": "peft_jax.methods",
+  "SPT": "peft_jax.methods",
   "SSF": "peft_jax.methods",
   "Tuned": "peft_jax.tuned",
   "VPT": "peft_jax.methods",

@@ -5,6 +5,8 @@
     predict   class names and probabilities for image files
     merge     plain weights with the adapter folded in
     peft      a LoRA or DoRA adapter to and from the files of HF PEFT
+    select    choose what a method trains, without training it
+    report    what selections hold, and how far tasks are from others: tables and figures
     weights   look into a published checkpoint, or convert it
 """
 
@@ -51,7 +53,7 @@ def parser():
     "sites, what is trained there, counts, FLOPs and file size of a config's run",
     "python -m peft_jax explain --config=FILE.py[:key=value,...] [--config.KEY=VALUE ...]",
   )
-  sub.add_argument("--config", metavar="FILE.py", help="as for train.py, overrides included")
+  _config(sub)
 
   sub = verb("evaluate", evaluate, "accuracy of an adapter on a task's test split")
   _adapter(sub)
@@ -93,9 +95,54 @@ def parser():
   sub.add_argument("--class_names", metavar="A,B,...", help="names of the classes, in order")
   sub.set_defaults(function=peft_import)
 
+  sub = verb(
+    "select",
+    select,
+    "choose what a config's method trains, as its run would, and write it to a file",
+    "python -m peft_jax select --config=FILE.py[:key=value,...] [--config.KEY=VALUE ...] "
+    "--out=FILE.safetensors [--budgets=N,N,...]",
+  )
+  _config(sub)
+  sub.add_argument("--out", required=True, help="FILE.safetensors, for --config.selection")
+  sub.add_argument("--budgets", metavar="N,N,...", help="of spt: a file for each, from one scoring")
+
+  sub = verb("report", None, "what selections hold, and how far tasks are from others")
+  report = sub.add_subparsers(dest="way", metavar="WAY", required=True)
+  sub = report.add_parser(
+    "selection", help="shares by block and operation, overlap and variance of selection files",
+    allow_abbrev=False,
+  )
+  sub.add_argument("files", nargs="+", metavar="FILE", help="selection.safetensors of a run")
+  _folder(sub)
+  sub.set_defaults(function=report_selection)
+  sub = report.add_parser(
+    "domain", help="the gap between a task's images and others, as a frozen backbone sees them",
+    usage="python -m peft_jax report domain --config=FILE.py[:key=value,...] "
+    "[--config.KEY=VALUE ...] --source=TASK_OR_FOLDER [--kernel=linear|rbf] [--images=N] "
+    "[--pairs A.json:B.json ...] [--out=FOLDER]", allow_abbrev=False,
+  )
+  _config(sub)
+  sub.add_argument("--source", required=True, metavar="TASK_OR_FOLDER", help="the other images")
+  sub.add_argument("--kernel", choices=("linear", "rbf"), default="linear", help="default linear")
+  sub.add_argument("--images", type=int, default=1000, help="of each at most; default 1000")
+  sub.add_argument("--pairs", nargs="+", default=(), metavar="A.json:B.json",
+                   help="result.json files of two methods on a task, whose gap is then taken")
+  _folder(sub)
+  sub.set_defaults(function=report_domain)
+
   sub = verb("weights", weights, "look into a published checkpoint, or convert it", add_help=False)
   sub.add_argument("arguments", nargs=argparse.REMAINDER, help="see weights --help")
+  sub.set_defaults(rest=True)
   return made
+
+
+def _config(sub):
+  sub.add_argument("--config", metavar="FILE.py", help="as for train.py, overrides included")
+  sub.set_defaults(rest=True)
+
+
+def _folder(sub):
+  sub.add_argument("--out", metavar="FOLDER", help="write the tables there, as csv, png and svg")
 
 
 def _adapter(sub):
@@ -112,7 +159,7 @@ def main(argv=None):
   """Runs one verb; returns the exit code, 2 with one sentence on stderr for a user's mistake."""
   made = parser()
   args, rest = made.parse_known_args(argv)
-  if rest and args.verb not in ("explain", "weights"):
+  if rest and not getattr(args, "rest", False):
     made.error(f"{args.verb} takes no argument {rest[0]!r}")
   try:
     args.function(args, rest)
@@ -137,7 +184,27 @@ def explain(args, overrides):
   print(account(read_config(args.config, overrides)))
 
 
-def read_config(given, overrides):
+def select(args, overrides):
+  from peft_jax.selection import command
+
+  budgets = command.numbers(args.budgets) if args.budgets else ()
+  command.select(read_config(args.config, overrides, "select"), args.out, budgets)
+
+
+def report_selection(args, rest):
+  from peft_jax.report import command
+
+  command.selection(args.files, args.out)
+
+
+def report_domain(args, overrides):
+  from peft_jax.report import command
+
+  config = read_config(args.config, overrides, "report domain")
+  command.domain(config, args.source, args.kernel, args.pairs, args.images, args.out)
+
+
+def read_config(given, overrides, verb="explain"):
   """The resolved config of "FILE.py:key=value" with `--config.KEY=VALUE` overrides.
 
   Raises FileNotFoundError or ValueError for what the user typed wrongly.
@@ -149,7 +216,7 @@ def read_config(given, overrides):
   config_lib.check_keys(overrides, config_lib.read(given))
   for typed in overrides:
     if typed.startswith("-") and not re.match(r"--?config\.", typed):
-      raise ValueError(f"explain has no option {typed!r}; options look like --config.seed=1.")
+      raise ValueError(f"{verb} has no option {typed!r}; options look like --config.seed=1.")
   try:
     config, left = _overridden(["explain", f"--config={given}", *overrides])
   except (flags.Error, TypeError) as error:

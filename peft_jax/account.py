@@ -6,10 +6,11 @@ import dataclasses
 
 import jax
 
-from peft_jax import adapter_file, data, explain, methods, models, partition, statistics, weights
+from peft_jax import adapter_file, data, explain, models, partition, statistics, weights
 from peft_jax.count import count
 from peft_jax.methods import entries
 from peft_jax.sites import NoSiteError, sites
+from peft_jax.train import choosing
 from peft_jax.train import step as steps
 from peft_jax.tuned import Tuned
 
@@ -66,7 +67,8 @@ class Account:
 def account(config):
   """The Account of a run with this (resolved) config; no weights, no images, no arrays.
 
-  Raises what a run would: NoSiteError where a method's pattern selects nothing.
+  Raises what a run would: NoSiteError where a method's pattern selects nothing. What a method
+  trains that only a choice tells is read from config.selection; ValueError where that is unset.
   """
   task = _task(config)
   model = models.create(num_classes=task.num_classes, **config.model)
@@ -106,7 +108,7 @@ def _task(config):
 
 
 def _tuned(model, config):
-  return Tuned(model, methods.build(config), sites(model, models.images(model)))
+  return Tuned(model, choosing.explained(config), sites(model, models.images(model)))
 
 
 def _flops(config, model):

@@ -88,8 +88,11 @@ def join(train, frozen):
 def vectors(tuned, tree):
   """Where weight decay must not act: True unless a leaf is a kernel or a method's matrix.
 
-  tree: `variables` or its trained part. The axis of a scan does not make a vector a matrix.
+  tree: `variables` or its trained part. The axis of a scan does not make a vector a matrix. What is
+  trained at some places of a leaf has the shape of the places, as it has as a method's variable.
   """
+  shapes = {f"params/{path}": places.shape for m, _ in tuned.bound if m.masked
+            for path, places in m.masked(tuned.shapes[m.collection]).items()}
 
   def is_vector(full_path, leaf):
     collection, _, path = full_path.partition("/")
@@ -97,7 +100,7 @@ def vectors(tuned, tree):
     while site_path and site_path not in tuned.table:
       site_path = site_path.rpartition("/")[0]
     stack = tuned.table[site_path].stack if site_path in tuned.table else ()
-    shape = jnp.shape(leaf)[len(stack) :]
+    shape = shapes.get(full_path, jnp.shape(leaf))[len(stack) :]
     # One value per output feature is a vector, also over the (heads, width) of a DenseGeneral.
     outputs = tuned.table[site_path].fan_out if site_path in tuned.table else ()
     is_matrix = len(shape) > 1 and shape != outputs

@@ -18,11 +18,16 @@ BACKBONES = {
   "convnext_test": {"widths": (4, 6), "depths": (1, 1), "image_size": 32},
 }
 TUPLES = [
-  *((name,) for name in methods.METHODS if name != "mlp"),  # its statistics have tests of their own
+  *((name,) for name in methods.METHODS if name not in ("mlp", "spt")),  # mlp: tests of its own
   ("ssf", "lora"), ("lora", "ssf"), ("san", "lora"), ("ssf", "adapter"), ("lora", "adaptformer"),
   ("ia3", "lora", "norm"), ("vpt", "dora", "bias"),
+  ("spt", "vpt"),  # chosen for the ViT
 ]
-OPTIONS = {"lora": {"rank": 1}, "dora": {"rank": 1}, "vpt": {"length": 2}}
+CHOSEN = {
+  "chosen": ("encoder/blocks_0/attn/q/kernel=3", "encoder/blocks_1/mlp/norm/bias=2"),
+  "whole": ("norm/scale",),
+}
+OPTIONS = {"lora": {"rank": 1}, "dora": {"rank": 1}, "vpt": {"length": 2}, "spt": CHOSEN}
 
 
 @pytest.mark.parametrize(

@@ -355,6 +355,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch, adapter):
     (["merge", "a"], "the following arguments are required: --out"),
     (["evaluate", "a", "--frob"], "evaluate takes no argument '--frob'"),
     (["evaluate", "a", "--batch_size=x"], "invalid int value: 'x'"),
+    (["select", "--config=x"], "the following arguments are required: --out"),
+    (["report"], "the following arguments are required: WAY"),
+    (["report", "selection"], "the following arguments are required: FILE"),
+    (["report", "domain"], "the following arguments are required: --source"),
   ],
 )
 def test_a_wrong_command_line_is_one_sentence(capsys, argv, sentence):
@@ -362,7 +366,9 @@ def test_a_wrong_command_line_is_one_sentence(capsys, argv, sentence):
   assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", [None, "explain", "evaluate", "predict", "merge", "peft"])
+@pytest.mark.parametrize(
+  "verb", [None, "explain", "evaluate", "predict", "merge", "peft", "select", "report"]
+)
 def test_help_is_everywhere(capsys, verb):
   code, out, _ = run(capsys, *([verb] if verb else []), "--help")
   assert code == 0 and f"usage: python -m peft_jax {verb or '[-h]'}" in out

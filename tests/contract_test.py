@@ -19,12 +19,13 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from peft_jax import models
+from peft_jax import models, partition
 from peft_jax.method import Method
 from peft_jax.methods import (
   GPS,
   IA3,
   SAN,
+  SPT,
   SSF,
   VPT,
   Adapter,
@@ -74,6 +75,14 @@ KEY_SHIFT = r"(ssf|san)/.*/k/shift"
 # |W| chooses for its first block.
 NO_TAP = r"params/.*/k/bias|gps/stages_1/blocks_0/dwconv/value"
 
+# Entries of a kernel, of a norm's scale and of a bias; whole vectors; LoRA elsewhere.
+SPT_CHOSEN = ("blocks_0/attn/q/kernel=7", "blocks_0/attn/norm/scale=3", "blocks_0/mlp/fc1/bias=5",
+              "blocks_1/mlp/fc2/kernel=4", "blocks_1/mlp/norm/bias=2")
+SPT_WHOLE = ("blocks_0/mlp/norm/scale", "blocks_1/attn/proj/bias")
+spt = SPT(chosen=tuple(f"encoder/{path}" for path in SPT_CHOSEN),
+          whole=tuple(f"encoder/{path}" for path in SPT_WHOLE))
+spt_lora = LoRA(rank=2, sites=("encoder/blocks_0/attn/v", "encoder/blocks_1/mlp/fc1"))
+
 METHODS = {
   "lora": Row((lora,), 334_848, (LoRA(rank=2, alpha=4.0),)),
   "lora_qkv": Row(
@@ -108,6 +117,10 @@ METHODS = {
     (GPS(score="magnitude", k=2, form="entries"),), 251_136,
     (GPS(score="magnitude", k=2, form="kernel"),), zero=NO_TAP,
   ),
+  "gps_shared": Row(
+    (GPS(score="magnitude", k=2, level="shared"),), 251_136,
+    (GPS(score="magnitude", k=2),), zero=NO_TAP, needs="encoder/blocks_0/attn/q", slow=True,
+  ),
   "gps_product": Row(
     (GPS(score="magnitude", k=2, form="product", delta=True),), 251_136,
     (GPS(score="magnitude", k=2, form="product"),), zero=NO_TAP, slow=True,
@@ -119,6 +132,10 @@ METHODS = {
   "gps_lora": Row(
     (GPS(score="magnitude", biases=False), lora), 418_560,
     (GPS(score="magnitude", biases=False), LoRA(rank=2)), zero=NO_TAP,
+    needs="encoder/blocks_0/attn/q", loops="python|remat", slow=True,
+  ),
+  "spt_lora": Row(
+    (spt, spt_lora), 10_752 + 21 + 768 + 1_536, (dataclasses.replace(spt, tokens=False), spt_lora),
     needs="encoder/blocks_0/attn/q", loops="python|remat", slow=True,
   ),
   "ia3_lora_norm": Row(  # beside what is trained as it is
@@ -472,6 +489,8 @@ SHAPES = [
 @pytest.mark.parametrize("dtype, loop", SHAPES)
 @each(TUNING)
 def test_every_module_returns_the_shape_and_type_it_returns_untuned(row, dtype, loop):
+  if not re.fullmatch(row.loops, loop) and row.methods[0].chooses:
+    pytest.skip("chosen for another loop")
   model = dataclasses.replace(BACKBONES["dinov2"], loop=loop, dtype=dtype)
   variables = moved(row.methods, "dinov2", loop)
   tuned = Tuned(model, row.methods, table("dinov2", loop))
@@ -606,7 +625,8 @@ def test_trained_parameters_are_the_papers_number(row):
   model, params, places = base_model()
   tuned = Tuned(model, row.methods, places)
   variables = {"params": params, **jax.eval_shape(tuned.init, jax.random.key(0), params)}
-  train, _ = tuned.split(variables)
+  train, frozen = tuned.split(variables)
   sizes = {path: leaf.size for path, leaf in flat(train).items()}
+  sizes |= {path: places.size for path, places in partition.partly(tuned, frozen).items()}
   assert sum(n for path, n in sizes.items() if path.startswith("params/head/")) == 76_900
   assert sum(sizes.values()) - 76_900 == row.count

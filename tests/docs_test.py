@@ -68,11 +68,21 @@ def test_numbers_are_those_that_are_counted(backbone):
   model, places = render.bare(backbone)
   last = model.num_classes * (1 + places["head"].fan_in[0])
   for name, cls in METHODS.items():
+    if render.is_chosen(name):
+      continue
     model, places = render.bare(backbone, **cls().builds)
     counted = count.count(Tuned(model, (cls(),), places))["trained"]
     assert render.total(name, backbone) == counted - last
     every = [group[2] for group in render.trained(name, backbone)]
     assert sum(every) <= len(places) and all(every)
+
+
+def test_what_spt_may_choose_from():
+  """The 85,056,000 candidates of its released code: 12 blocks and the last norm."""
+  assert render.total("spt", "vit_b16") == 12 * 7_087_872 + 1536
+  assert not any(map(render.is_chosen, METHODS.keys() - {"spt"}))
+  by_kind = {leaves: numbers for _, leaves, _, numbers in render.trained("spt", "vit_b16")}
+  assert by_kind == {("matrix",): 84_934_656, ("vector",): 121_344}
 
 
 @pytest.mark.parametrize("path", WRITTEN, ids=names(WRITTEN))

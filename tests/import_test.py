@@ -21,7 +21,9 @@ FORBIDDEN = {  # module: parts of the package that importing it must not bring a
   "peft_jax.tuned": {"methods", "adapter_file", "loaded", "models", "weights", "data", "train"},
   "peft_jax.adapter_file": {"train", "account"},
 }
-FRAMEWORKS = {"tensorflow", "torch", "onnx", "onnxruntime", "safetensors", "transformers", "timm"}
+PROGRAMS = ("peft_jax.train.loop", "peft_jax.selection.command", "peft_jax.report.command")
+FRAMEWORKS = {"tensorflow", "torch", "onnx", "onnxruntime", "safetensors", "transformers", "timm",
+              "matplotlib"}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def imported():
   code = "import sys, json, importlib; importlib.import_module(sys.argv[1]); "
   code += "print(json.dumps(sorted(sys.modules)))"
   found = {}
-  for module in [*FORBIDDEN, "peft_jax.train.loop", "peft_jax.account"]:
+  for module in [*FORBIDDEN, "peft_jax.account", *PROGRAMS]:
     done = subprocess.run(
       [sys.executable, "-c", code, module], cwd=ROOT, capture_output=True, text=True, check=True
     )

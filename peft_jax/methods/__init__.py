@@ -14,6 +14,7 @@ from peft_jax.methods.lora import LoRA
 from peft_jax.methods.mlp import MLPHead
 from peft_jax.methods.san import SAN, Wire
 from peft_jax.methods.scope import Bias, Full, Linear, Norm, Partial
+from peft_jax.methods.spt import SPT
 from peft_jax.methods.ssf import SSF
 from peft_jax.methods.vpt import VPT
 
@@ -27,6 +28,7 @@ METHODS = {
   "adaptformer": AdaptFormer,
   "vpt": VPT,
   "gps": GPS,
+  "spt": SPT,
   "full": Full,
   "linear": Linear,
   "mlp": MLPHead,
@@ -67,6 +69,7 @@ __all__ = [
   "Norm",
   "Partial",
   "SAN",
+  "SPT",
   "SSF",
   "VPT",
   "Wire",

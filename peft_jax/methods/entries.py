@@ -106,7 +106,8 @@ class Entries(Method):
     """Whether the gradient of a linear layer is formed for its n chosen entries alone."""
     if self.form != "auto":
       return self.form == "entries"
-    return n <= BREAK_EVEN * math.prod(site.fan_in) * math.prod(site.fan_out)
+    share = 1 if self.rows(site) == "input" else BREAK_EVEN  # of whole rows it is one small product
+    return n <= share * math.prod(site.fan_in) * math.prod(site.fan_out)
 
 
 def filled(tuned, variables, name, places):
@@ -122,7 +123,10 @@ def filled(tuned, variables, name, places):
     index = jnp.reshape(jnp.asarray(rows, jnp.int32), index.shape)
     made = {f"{leaf}_index": index}
     if leaf == "kernel":
-      made = method.variables(own[path], index)
+      made = method.variables
+      for _ in tuned.table[site].stack:
+        made = jax.vmap(made)
+      made = made(own[path], index)
     collection |= {f"{site}/{name_}": value for name_, value in made.items()}
   made = variables | {name: nest(collection)}
   tuned.check(made)

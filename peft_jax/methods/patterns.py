@@ -37,11 +37,16 @@ def check(asker, field, patterns, kind):
 def check_used(asker, field, patterns, paths):
   """Raises ValueError for the first of `patterns` that fits none of `paths`."""
   for pattern in patterns:
-    if not any(_fits(pattern.rpartition("=")[0], path) for path in paths):
+    if not used(pattern, paths):
       raise ValueError(
         f"{asker}: {field} has {pattern!r}, which matches the end of none of the {len(paths)} "
         f"selected sites, such as {next(iter(paths))}."
       )
+
+
+def used(pattern, paths):
+  """Whether one of `patterns` fits any of `paths`."""
+  return any(_fits(pattern.rpartition("=")[0], path) for path in paths)
 
 
 def _fits(regex, path):

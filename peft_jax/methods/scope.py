@@ -68,7 +68,7 @@ class Partial(Method):
   k: int = 1
 
   def trains(self, table, paths):
-    block_of = {p: m[0] for p in table if (m := re.match(r"(.*?/)?blocks_\d+(?=/|$)", p))}
+    block_of = blocks_of(table)
     blocks = list(dict.fromkeys(block_of.values()))
     if scanned := next((p for p in block_of or table if table[p].stack), None):
       raise ValueError(f"Partial: a scan holds all blocks at one path, such as {scanned!r}, where "
@@ -137,3 +137,10 @@ def norm_paths(table):
     if issubclass(site.kind, NORM)
     for name, _ in site.params
   )
+
+
+def blocks_of(table):
+  """{path: path of its block} of all that lies in modules named blocks_0, blocks_1, ...; the blocks
+  come in the order in which they run, through all stages."""
+  found = {path: re.match(r"(.*?/)?blocks_\d+(?=/|$)", path) for path in table}
+  return {path: match[0] for path, match in found.items() if match}

@@ -5,6 +5,15 @@
 for the supervised contrastive loss of two augmented views (Khosla et al. 2020, arXiv:2004.11362) or
 the cross-entropy of a random head. The released code adds the gradients of the batches up before it
 takes absolute values, so what pulls a weight to and fro cancels.
+
+The contrastive loss needs the features of both views before either can be gone back through. With F
+the operations of one view's forward pass, a batch takes two programs,
+
+    x = f(view 0), kept;  y = f(view 1);  dx, dy = dL/dx, dL/dy;  back from dx       4 F
+    f(view 1), kept;  back from dy                                                   3 F
+
+7 F where keeping both views takes 6 F, but the activations of one view at a time. (In one program
+XLA is free to let the two overlap, and on a CPU it does, across an optimization_barrier.)
 """
 
 import jax
@@ -39,7 +48,8 @@ def contrastive_loss(features, labels, temperature):
   return -jnp.mean(jnp.sum(log_share, 1, where=positive) / jnp.sum(positive, 1, dtype=jnp.float32))
 
 
-def gradient_sums(model, params, paths, batches, steps, config, loss, temperature=0.07, show=None):
+def gradient_sums(model, params, paths, batches, steps, config, loss, temperature=0.07, show=None,
+                  drop_path=0.0):
   """{path: float32, the kernel's shape}: the gradients of `steps` batches, added up.
 
   model: a backbone of peft_jax.models; its features, what the head reads, are what the loss sees.
@@ -50,36 +60,83 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
   loss: "contrast" (two views of each image) or "cross_entropy" (one, augmented as in training,
     before a random head of the model's classes).
   show: called with the number of steps done.
+  drop_path: rate of the last block while scoring.
   """
-  classes, model = model.num_classes, model.clone(num_classes=0, head_layers=1)
-  in_head = lambda path: is_head(path.rpartition("/")[0], Tuned.head)  # noqa: E731
-  params = {path: leaf for path, leaf in flat(params).items() if not in_head(path)}
-  wanted = {path: params.pop(path) for path in paths}
-
-  def loss_of(wanted, params, batch, now):
-    def features(purpose, how):
-      images = data.augment(batch["image"], key(config.seed, purpose, now), how)
-      images = data.normalize(images, config.data.normalize)
-      return model.apply({"params": nest(params | wanted)}, images)
-
-    if loss == "cross_entropy":
-      x = features("score", config.data.augment)
-      head_key = key(config.seed, "score head")
-      head = HEAD_STD * jax.random.normal(head_key, (x.shape[-1], classes))
-      logits = x.astype(jnp.float32) @ head
-      return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-    views = [features(f"score view {i}", "contrast") for i in range(2)]
-    labels = jnp.concatenate([batch["label"]] * 2)
-    return contrastive_loss(jnp.concatenate(views), labels, temperature)
-
-  @jax.jit
-  def add(total, wanted, params, batch, now):
-    gradients = jax.grad(loss_of)(wanted, params, batch, now)
-    return jax.tree.map(lambda sum_, g: sum_ + g.astype(jnp.float32), total, gradients)
-
+  wanted, rest = parted(params, paths)
+  parts = [jax.jit(part, donate_argnums=0)
+           for part in passes(model, config, loss, temperature, drop_path)]
   total = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in wanted.items()}
+  ways = {"contrast": ["contrast"] * 2, "cross_entropy": [config.data.augment]}[loss]
   for step in range(steps):
-    total = add(total, wanted, params, batches(step), jnp.int32(step))
+    batch, left = batches(step), None
+    views = [data.augment(batch["image"], key(config.seed, f"score view {i}", step), how)
+             for i, how in enumerate(ways)]
+    for part in parts:
+      total, left = part(total, left, wanted, rest, views, batch["label"], jnp.int32(step))
     if show:
       show(step + 1)
   return total
+
+
+def parted(params, paths):
+  """({path: leaf} of `paths`, those of the others) of a backbone's parameters, without its head."""
+  in_head = lambda path: is_head(path.rpartition("/")[0], Tuned.head)  # noqa: E731
+  rest = {path: leaf for path, leaf in flat(params).items() if not in_head(path)}
+  return {path: rest.pop(path) for path in paths}, rest
+
+
+def headless(model, params):
+  """(the backbone that gives features, {path: leaf} of what it reads of `params`)."""
+  return model.clone(num_classes=0, head_layers=1), parted(params, ())[1]
+
+
+def random_head(seed, width, classes):
+  """[width, classes] float32: the head of the cross-entropy, which no one has trained; no bias."""
+  return HEAD_STD * jax.random.normal(key(seed, "score head"), (width, classes))
+
+
+def passes(model, config, loss, temperature=0.07, drop_path=0.0):
+  """Pure functions that, one after the other, add the gradients of one batch to `total`:
+
+    (total, left, wanted, rest, views, labels, step) -> (total, left)
+
+  wanted, rest: as `parted` gives them; total: {path: float32} as `wanted`; left: what a pass leaves
+    to the next one, None for the first; views: uint8 [B, S, S, 3] each. The others: see
+    `gradient_sums`.
+  """
+  classes = model.num_classes
+  model = model.clone(num_classes=0, head_layers=1, drop_path=drop_path)
+
+  def features(i, rest, views, now):
+    """The features of view i as a function of `wanted`."""
+    images = data.normalize(views[i], config.data.normalize)
+    rngs = {"dropout": key(config.seed, f"score view {i} drop path", now)}
+    return lambda wanted: model.apply(
+      {"params": nest(rest | wanted)}, images, train=True, rngs=rngs)
+
+  def contrast(x, y, labels):
+    return contrastive_loss(jnp.concatenate([x, y]), jnp.concatenate([labels] * 2), temperature)
+
+  def first_view(total, left, wanted, rest, views, labels, now):
+    x, back = jax.vjp(features(0, rest, views, now), wanted)
+    y = features(1, rest, views, now)(wanted)
+    dx, dy = jax.grad(contrast, (0, 1))(x, y, labels)
+    return added(total, *back(dx)), dy
+
+  def second_view(total, left, wanted, rest, views, labels, now):
+    _, back = jax.vjp(features(1, rest, views, now), wanted)
+    return added(total, *back(left)), None
+
+  def cross_entropy(total, left, wanted, rest, views, labels, now):
+    def loss_of(wanted):
+      x = features(0, rest, views, now)(wanted)
+      logits = x.astype(jnp.float32) @ random_head(config.seed, x.shape[-1], classes)
+      return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    return added(total, jax.grad(loss_of)(wanted)), None
+
+  return {"contrast": (first_view, second_view), "cross_entropy": (cross_entropy,)}[loss]
+
+
+def added(total, gradients):
+  return jax.tree.map(lambda sum_, g: sum_ + g.astype(jnp.float32), total, gradients)

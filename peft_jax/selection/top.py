@@ -1,4 +1,4 @@
-"""From scores to the chosen entries of each kernel: by neuron, or over one kernel or all.
+"""From scores to the chosen entries of each kernel: by neuron, over one kernel or all, or whole.
 
 Scores are matrices [fan_in, fan_out], a kernel's own flattened, and compared by absolute value.
 Ties fall to the lowest input, in a kernel to the lowest flat place, over all to the first kernel.
@@ -7,6 +7,8 @@ Ties fall to the lowest input, in a kernel to the lowest flat place, over all to
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# --- as many inputs of every neuron -----------------------------------------------------------
 
 
 def top_per_neuron(scores, k):
@@ -21,9 +23,19 @@ def top_per_neuron(scores, k):
   return jax.lax.top_k(jnp.abs(scores).T, k)[1].T.astype(jnp.int32)
 
 
-def random_per_neuron(key, fan_in, fan_out, k):
-  """int32 [min(k, fan_in), fan_out]: inputs drawn uniformly, without replacement, per neuron."""
-  return top_per_neuron(jax.random.uniform(key, (fan_in, fan_out)) + 1.0, k)
+def top_shared(scores, k):
+  """int32 [min(k, fan_in), fan_out]: the inputs that most neurons have among their k, for all.
+
+  NeuroAda's `appr`; the input that most name comes first, columns are equal.
+  """
+  own = top_per_neuron(scores, k)
+  named = jnp.zeros(scores.shape[0], jnp.int32).at[own].add(1)
+  return jnp.broadcast_to(jax.lax.top_k(named, len(own))[1][:, None], own.shape)
+
+
+ROWS = {"neuron": top_per_neuron, "shared": top_shared}
+
+# --- a budget of entries ----------------------------------------------------------------------
 
 
 def top_of_net(scores, n):
@@ -31,12 +43,47 @@ def top_of_net(scores, n):
 
   scores: {path: matrix}. A kernel none of whose entries is chosen has no place in the result.
   """
-  paths = list(scores)
-  sizes = [np.size(scores[path]) for path in paths]
-  every = np.concatenate([np.abs(np.asarray(scores[path])).ravel() for path in paths])
+  every = np.concatenate([np.abs(np.asarray(leaf)).ravel() for leaf in scores.values()])
   chosen = np.sort(np.argsort(-every, kind="stable")[: max(n, 0)])
-  starts = np.cumsum([0, *sizes])
+  found = _parts(chosen, {path: np.size(leaf) for path, leaf in scores.items()})
+  return {path: places.astype(np.int32) for path, places in found.items() if len(places)}
+
+
+def top_channels(scores, n):
+  """As `top_of_net`, of whole output channels, ranked over all kernels by their mean |score|: the
+  longest start of that ranking that has at most n entries."""
+  chosen = _parts(_start(*channels(scores), n), {p: np.shape(m)[1] for p, m in scores.items()})
+  return {path: (np.arange(len(scores[path]))[:, None] * np.shape(scores[path])[1] + columns)
+          .ravel().astype(np.int32) for path, columns in chosen.items() if len(columns)}
+
+
+def top_matrices(scores, n):
+  """As `top_channels`, of whole kernels."""
+  chosen, paths = _start(*matrices(scores), n), list(scores)
+  return {paths[i]: np.arange(np.size(scores[paths[i]]), dtype=np.int32) for i in chosen}
+
+
+def channels(scores):
+  """(mean |score|, number of entries) of every output channel of every kernel, in order."""
+  means = [np.mean(np.abs(np.asarray(m)), axis=0, dtype=np.float64) for m in scores.values()]
+  sizes = [np.repeat(*np.shape(matrix)) for matrix in scores.values()]
+  return np.concatenate(means), np.concatenate(sizes)
+
+
+def matrices(scores):
+  """(mean |score|, number of entries) of every kernel, in order."""
+  means = [np.mean(np.abs(np.asarray(m)), dtype=np.float64) for m in scores.values()]
+  return np.array(means), np.array([np.size(matrix) for matrix in scores.values()])
+
+
+def _start(means, sizes, n):
+  """The units that fit into n entries, taken by falling mean until one does not; rising."""
+  order = np.argsort(-means, kind="stable")
+  return np.sort(order[np.cumsum(sizes[order]) <= n])
+
+
+def _parts(chosen, sizes):
+  """{path: those of `chosen` that are its own, counted from its first} of paths with `sizes`."""
+  starts = np.cumsum([0, *sizes.values()])
   parts = np.split(chosen, np.searchsorted(chosen, starts[1:-1]))
-  found = {path: (part - first).astype(np.int32)
-           for path, part, first in zip(paths, parts, starts[:-1], strict=True)}
-  return {path: places for path, places in found.items() if len(places)}
+  return {path: part - first for path, part, first in zip(sizes, parts, starts, strict=False)}

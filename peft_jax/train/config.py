@@ -25,6 +25,7 @@ from peft_jax.data import view
 from peft_jax.data.augment import AUGMENTS
 from peft_jax.data.pipeline import MEAN_STD
 from peft_jax.data.rand_augment import FILTERS
+from peft_jax.methods import spt
 from peft_jax.models.layers import HEAD_INITS
 
 USAGE = 2  # exit code: the command line is wrong
@@ -43,7 +44,7 @@ def default():
   c.task = "mini_texture"
   c.methods = ("san",)  # names in METHODS; the first acts closest to the weights
   c.weights = config_dict.placeholder(str)  # None: the preset's own; "random"; or a file
-  c.selection = config_dict.placeholder(str)  # what gps trains: a run's selection.safetensors
+  c.selection = config_dict.placeholder(str)  # of gps or spt: a run's selection.safetensors
   c.head_init = "small"  # std 0.02, zero bias; or "vpt": variance 2 / classes, bias -log 99
   c.batch_size = 64
   c.label_smoothing = 0.0
@@ -232,7 +233,13 @@ def resolve(config):
     raise ValueError(f"methods is empty; choose among {', '.join(methods_lib.METHODS)}.")
   for name in c.methods:
     _among("methods", name, methods_lib.METHODS)
-  for name, method in zip(c.methods, methods_lib.build(c), strict=True):
+  built = methods_lib.build(c)
+  choosers = [name for name, method in zip(c.methods, built, strict=True) if method.chooses]
+  if len(choosers) > 1:
+    raise ValueError(f"methods has {' and '.join(choosers)}, which both choose what they train, "
+                     "and a run has one choice: keep one of them.")
+  spt.behind(c.methods, built)
+  for name, method in zip(c.methods, built, strict=True):
     for field, value in method.builds.items():
       if c.model[field] not in (None, value):
         raise ValueError(f"model.{field}={c.model[field]}, but methods={name} builds a model with "

@@ -71,14 +71,14 @@ GPS = {
 }
 
 
-def start(argument, methods):
+def start(argument, methods, also=()):
   """The config every FGVC recipe starts from, unlocked, with `methods`: 100 epochs, 10 of warm-up.
 
   argument: "task=cub_200_2011,backbone=vit_b16"; these are the defaults. Data: data/fgvc; weights:
   in21k files in weights/, see recipe.WEIGHTS. The values are those of ViT-B/16; swin_b and
-  convnext_b take the same.
+  convnext_b take the same. also: see recipe.start.
   """
-  config = recipe.start(argument, methods, root="data/fgvc", default="cub_200_2011")
+  config = recipe.start(argument, methods, root="data/fgvc", default="cub_200_2011", also=also)
   config.optim.epochs = 100
   config.optim.warmup_epochs = 10
   return config
@@ -94,13 +94,13 @@ def timm(argument, methods):
   return config
 
 
-def spt(argument, methods):
+def spt(argument, methods, also=()):
   """`start` with SPT's recipe, of which its paper has but AdamW, rate, decay, batch and crops.
 
   The rest (100 epochs, warm-up, floor, drop path) is that of its VTAB scripts: those for FGVC never
   came out. It normalises with ImageNet's statistics; here: the backbone's own.
   """
-  config = start(argument, methods)
+  config = start(argument, methods, also)
   config.data.view = "squash_crop"  # stretched to 256 x 256, bicubic; a random 224 of it; flip
   config.data.resize = "squash_256"  # the centre of the same
   config.batch_size = 64

@@ -108,6 +108,40 @@ class Progress:
     print(sentence, file=self.stream, flush=True)
 
 
+class Bar:
+  """Work of a known number of parts: a bar redrawn on a terminal, a line now and then elsewhere.
+
+  what: such as "choosing by contrast: batch"; total: parts, at least 1.
+  """
+
+  WIDTH = 24
+
+  def __init__(self, what, total, stream=None):
+    self.what, self.total, self.stream = what, total, stream or sys.stdout
+    self.live = self.stream.isatty()
+    self.begin = time.monotonic()
+    self.first, self.timed = None, 0  # the time of the first part is that of compiling, too
+    self.calls, self.width = 0, 0
+
+  def show(self, done):
+    """After part `done` of the total, 1 or more."""
+    now, self.calls = time.monotonic(), self.calls + 1
+    line = f"{self.what} {done}/{self.total}  {now - self.begin:.0f} s"
+    if self.first is None:
+      self.first, self.timed = now, done
+    elif done < self.total and done > self.timed:
+      each = (now - self.first) / (done - self.timed)
+      line += f"  ETA {_clock((self.total - done) * each)}"
+    if self.live:
+      full = self.WIDTH * done // self.total
+      line = f"[{'#' * full}{'.' * (self.WIDTH - full)}] {line}"
+      self.stream.write("\r" + line.ljust(self.width) + "\n" * (done == self.total))
+      self.stream.flush()
+      self.width = len(line)
+    elif self.calls == 1 or self.calls % 10 == 0 or done == self.total:
+      print(line, file=self.stream, flush=True)
+
+
 def _clock(seconds):
   minutes, seconds = divmod(round(seconds), 60)
   return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

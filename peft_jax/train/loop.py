@@ -5,7 +5,7 @@
     metrics.jsonl     training and evaluation rows: a function of (config, seed)
     progress.jsonl    speed and time
     checkpoints/      what a restart goes on from
-    selection.safetensors  of gps: the entries it chose to train
+    selection.safetensors  of gps and spt: what they chose to train
     adapter.safetensors  the trained variables;  merged.safetensors with config.merge
     result.json       written last: its presence means that the run is finished
 
@@ -25,7 +25,6 @@ from etils import epath
 
 from peft_jax import data, models, statistics, weights
 from peft_jax.keys import key
-from peft_jax.selection.places import written
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, choosing, evaluate, feed, log, shard
 from peft_jax.train import step as steps
@@ -41,6 +40,9 @@ class NotFiniteError(ArithmeticError):
 Parts = collections.namedtuple(
   "Parts",
   "dataset train_split eval_split base tuned train frozen stats tx rates steps_per_epoch total",
+)
+Opened = collections.namedtuple(
+  "Opened", "dataset train_split eval_split model params base table"
 )
 
 
@@ -99,12 +101,8 @@ def open_workdir(workdir, config):
   return None
 
 
-def prepare(config, workdir=None, parallel=None):
-  """Data, model, weights, methods and optimizer of a resolved config.
-
-  workdir: where a method that chooses what it trains keeps its choice; None keeps it nowhere.
-  parallel: the devices it chooses with; None takes one.
-  """
+def opened(config):
+  """Data, model, weights and sites of a resolved config."""
   dataset = data.open(
     config.task, root=config.data.root, size=config.model.image_size, resize=config.data.resize
   )
@@ -122,13 +120,23 @@ def prepare(config, workdir=None, parallel=None):
     config.weights, model, key=key(config.seed, "weights"), head=config.head_init
   )
   table = sites(model, models.images(model))
+  return Opened(dataset, train_split, eval_split, model, params, base, table)
+
+
+def prepare(config, workdir=None, parallel=None):
+  """Data, model, weights, methods and optimizer of a resolved config.
+
+  workdir: where a method that chooses what it trains keeps its choice; None keeps it nowhere.
+  parallel: the devices it chooses with; None takes one.
+  """
+  dataset, train_split, eval_split, model, params, base, table = opened(config)
   parallel = parallel or shard.parallel("jit", jax.devices()[:1])
   built, chosen = choosing.choose(config, workdir, parallel, dataset, train_split, model, params,
                                   base, table)
   tuned = Tuned(model, built, table)
   variables = {"params": params, **tuned.init(key(config.seed, "methods"), params)}
   for collection, rows in chosen.items():
-    variables = written(tuned, variables, collection, rows)
+    variables = choosing.written(tuned, variables, collection, rows)
   trained, frozen = tuned.split(variables)
   per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
   groups = set(jax.tree.leaves(tuned.labels(trained)))

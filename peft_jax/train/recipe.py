@@ -24,16 +24,17 @@ SHORT = {  # timm's name: ours
 }
 
 
-def start(argument, methods, *, root, task=None, default=None):
+def start(argument, methods, *, root, task=None, default=None, also=()):
   """The default config, unlocked, with `methods`, and what the argument and `root` say.
 
   argument: "task=NAME,backbone=vit_b16" as typed behind the config's file; only "backbone=NAME" for
     a recipe of one `task`. `default`: the task where none is typed.
   root: folder of the data; the embedded mini_ tasks have none.
+  also: further keys that the config's file reads by `option`.
   Raises ValueError for an argument with another key.
   """
   known = {"backbone": "vit_b16"} if task else {"task": default, "backbone": "vit_b16"}
-  given = config_lib.parse_argument(argument, known)
+  given = config_lib.parse_argument(argument, known | dict.fromkeys(also))
   config = config_lib.default().unlock()
   config.methods = methods
   config.task = task or given["task"]
@@ -42,6 +43,20 @@ def start(argument, methods, *, root, task=None, default=None):
   if not config.task.startswith("mini_"):
     config.data.root = root
   return config
+
+
+def option(argument, key, values):
+  """What the argument says of `key`, one of `values`: the first of these where it says nothing."""
+  value = typed(argument, key, next(iter(values)))
+  if value not in values:
+    raise ValueError(f"The config argument {key}={value} is none of {', '.join(values)}.")
+  return value
+
+
+def typed(argument, key, default):
+  """What the argument says of `key`, in the type of `default`; this where it says nothing."""
+  own = [part for part in (argument or "").split(",") if part.partition("=")[0].strip() == key]
+  return config_lib.parse_argument(",".join(own), {key: default})[key]
 
 
 def backbone(config):
@@ -93,3 +108,16 @@ def lora_on_qkv(config, rank, method="lora"):
     config[method].share = ("q", "k", "v")
   config[method].rank = rank
   config[method].alpha = float(rank)
+
+
+def spt_modules(config, argument, placed):
+  """What SPT places, as its scripts have it, and the argument's budget, 400,000 by default."""
+  config.spt.budget = typed(argument, "budget", 400_000.0)
+  config[placed].sites = r".*/(attn/(q|k|v|proj)|(mlp/)?fc[12])"
+  config[placed].dropout = 0.1
+  if placed == "lora":
+    config.lora.rank, config.lora.alpha = 8, 8.0  # scale 1
+  else:
+    config.adapter.width = 8
+    config.adapter.act = "gelu"  # exact; the paper says relu
+    config.adapter.parallel = () if is_convnext(config) else ("proj",)  # the others behind

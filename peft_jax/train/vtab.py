@@ -138,19 +138,22 @@ GPS_FIRST = {
   "smallnorb_ele": GPSValues(8e-3, 32, 0.0, 1),
 }
 
+GPS_RELEASES = {"now": GPS, "first": GPS_FIRST}
+
 # SPT: configs/vtab_*_spt_*.sh. Nothing differs between tasks (see `noah`) but the budget, of these
 # the best for each, in millions of trained parameters; which one is not published.
 SPT_BUDGETS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def start(argument, methods):
-  """The config every VTAB recipe starts from, unlocked, with `methods`.
+def start(argument, methods, also=()):
+  """The config every VTAB recipe starts from, unlocked, with `methods`; also: see recipe.start.
 
   argument: "task=cifar100,backbone=vit_b16"; these are the defaults. Data: data/vtab-1k; weights:
   in21k files in weights/, see recipe.WEIGHTS. The values are those of ViT-B/16; swin_b and
   convnext_b take the same, but for deep prompts on swin_b.
   """
-  config = recipe.start(argument, methods, root="data/vtab-1k", default="cifar100")
+  config = recipe.start(argument, methods, root="data/vtab-1k", default="cifar100",
+                        also=also)
   config.batch_size = 64  # in all; the last, partial batch is dropped: 15 steps an epoch
   config.optim.epochs = 100
   config.optim.warmup_epochs = 10
@@ -159,12 +162,12 @@ def start(argument, methods):
   return config
 
 
-def noah(argument, methods):
+def noah(argument, methods, also=()):
   """`start` with what the scripts of NOAH and SPT share: AdamW at 1e-3, drop path 0.1.
 
   They load the original in21k checkpoint and normalise with ImageNet's statistics; here: AugReg and
   its own normalisation. NOAH drops the last, partial batch, as here; SPT keeps it.
   """
-  config = start(argument, methods)
+  config = start(argument, methods, also)
   recipe.noah_adamw(config)
   return config

@@ -294,6 +294,7 @@ CASES = [
   pytest.param(name, level, form, marks=() if quick else pytest.mark.slow)
   for name, level, form in [
     *(("vit", level, form) for level in ("neuron", "layer", "net") for form in FORMS),
+    *(("vit", "shared", form) for form in FORMS), ("vit", "channel", "product"),
     *(("convnext", "neuron", form) for form in FORMS), ("convnext", "net", "entries"),
   ]
   for quick in [(name, level, form) == ("vit", "neuron", "entries")]

@@ -81,13 +81,24 @@ def test_neuroada_adds_k_for_each_neuron_and_starts_at_the_backbone():
 @pytest.mark.parametrize("wrong, sentence", [
   ({"k": 0}, "^GPS: k=0; it must be at least 1"),
   ({"level": "weight"}, "^GPS: level='weight'; it must be one of"),
-  ({"score": "fisher"}, "^GPS: score='fisher'; it must be one of"),
+  ({"score": "hessian"}, "^GPS: score='hessian'; it must be one of"),
   ({"form": "dense"}, "^GPS: form='dense'"),
   ({"temperature": 0.0}, "^GPS: temperature=0.0; it must be positive"),
 ])
 def test_options_out_of_range_are_refused(wrong, sentence):
   with pytest.raises(ValueError, match=sentence):
     GPS(**wrong)
+
+
+def test_what_rests_in_skipped_blocks():
+  model, _, table = layers.by_shapes("vit_base_patch16_224")
+  trained = lambda **more: count(Tuned(model, (GPS(**more),), table))  # noqa: E731
+  neurons = 4 * 768 + 3072 + 768  # of a block
+  assert trained()["gps"] - trained(skip=(0, 5))["gps"] == 2 * neurons
+  assert trained(skip=(0, 5))["backbone"] == trained()["backbone"]
+  found = trained(skip=(0, 5), skip_biases=True)
+  assert found["backbone"] == trained()["backbone"] - 2 * neurons
+  assert trained(level="shared", k=3)["gps"] == trained(k=3)["gps"]
 
 
 def test_what_has_not_been_chosen_is_told():

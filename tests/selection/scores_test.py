@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from peft_jax import data, models
+from peft_jax.keys import key
 from peft_jax.selection import scores
 from peft_jax.train import config as config_lib
-from peft_jax.tree import flat
+from peft_jax.tree import flat, nest
 
 TWO = [(1, 0), (0, 1), (0.6, 0.8), (-0.8, 0.6)]
 THREE = [(1, 0), (0, 1), (0.8, 0.6), (0.6, 0.8), (-0.8, 0.6), (-0.6, 0.8)]
@@ -54,11 +55,72 @@ def batches(step):
   return {"image": images, "label": np.arange(6, dtype=np.int32) % 4}
 
 
+def settings():
+  config = config_lib.default().unlock()
+  config.data.normalize = "inception"
+  return config
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_one_view_after_the_other_gives_the_gradient_of_both_together(drop_path):
+  """The oracle keeps both views: one program, one gradient."""
+  model, params = backbone()
+  config, paths = settings(), ("encoder/blocks_0/attn/q/kernel", "patch_embed/kernel")
+  trunk = model.clone(num_classes=0, drop_path=drop_path, depth=2)
+  params = dict(params) | {"encoder": {f"blocks_{i}": params["encoder"]["blocks_0"]
+                                       for i in range(2)}}
+  rest = {path: leaf for path, leaf in flat(params).items() if not path.startswith("head")}
+  wanted = {path: rest.pop(path) for path in paths}
+
+  @jax.jit
+  @jax.grad
+  def gradient(wanted, views, labels, step):
+    def features(i):
+      rngs = {"dropout": key(0, f"score view {i} drop path", step)}
+      images = data.normalize(views[i], "inception")
+      return trunk.apply({"params": nest(rest | wanted)}, images, train=True, rngs=rngs)
+
+    both = jnp.concatenate([features(0), features(1)])
+    return scores.contrastive_loss(both, jnp.concatenate([labels] * 2), 0.5)
+
+  expected = []
+  for step in range(2):
+    views = [data.augment(batches(step)["image"], key(0, f"score view {i}", step), "contrast")
+             for i in range(2)]
+    expected.append(gradient(wanted, views, batches(step)["label"], step))
+  found = scores.gradient_sums(model.clone(depth=2), params, paths, batches, 2, config, "contrast",
+                               0.5, drop_path=drop_path)
+  for path in paths:
+    total = expected[0][path] + expected[1][path]
+    largest = float(jnp.max(jnp.abs(total)))
+    assert largest > 1e-5
+    np.testing.assert_allclose(found[path], total, atol=1e-5 * largest)
+
+
+def test_the_cross_entropy_does_not_depend_on_the_split_into_batches():
+  model, params = backbone()
+  images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
+  labels = np.arange(16, dtype=np.int32) % 4
+  paths = ("encoder/blocks_0/mlp/fc1/kernel", "patch_embed/kernel")
+
+  def mean(size):
+    part = lambda i: slice(i * size, (i + 1) * size)  # noqa: E731
+    batches = lambda i: {"image": images[part(i)], "label": labels[part(i)]}  # noqa: E731
+    found = scores.gradient_sums(model, params, paths, batches, 16 // size, settings(),
+                                 "cross_entropy")
+    return {path: leaf * (size / 16) for path, leaf in found.items()}
+
+  halves, whole = mean(8), mean(16)
+  for path in paths:
+    largest = float(jnp.max(jnp.abs(whole[path])))
+    assert largest > 1e-5
+    np.testing.assert_allclose(halves[path], whole[path], atol=1e-5 * largest)
+
+
 @pytest.mark.parametrize("loss", ["contrast", "cross_entropy"])
 def test_gradients_of_batches_are_added_with_their_signs(loss):
   model, params = backbone()
-  config = config_lib.default().unlock()
-  config.data.normalize = "inception"
+  config = settings()
   paths = ("encoder/blocks_0/attn/q/kernel", "patch_embed/kernel")
   seen = []
   run = lambda steps, later=0: scores.gradient_sums(  # noqa: E731

@@ -69,7 +69,23 @@ def test_the_net_and_its_layers_against_a_stable_sort(n):
 
 
 def test_random_inputs_are_distinct_and_cover_all():
-  chosen = np.asarray(top.random_per_neuron(jax.random.key(0), 6, 500, 3))
+  scores = 1 + jax.random.uniform(jax.random.key(0), (6, 500))  # as GPS draws them
+  chosen = np.asarray(top.top_per_neuron(scores, 3))
   assert all(len(set(column)) == 3 for column in chosen.T)
   shares = np.bincount(chosen.ravel(), minlength=6) / 500
   assert abs(shares - 0.5).max() < 0.1  # 3 of 6, give or take four deviations
+
+
+@pytest.mark.parametrize("whole", [top.top_channels, top.top_matrices])
+def test_whole_units_of_nothing_and_of_everything(whole):
+  rng = np.random.default_rng(0)
+  scores = {name: rng.standard_normal(shape).astype(np.float32)
+            for name, shape in {"a": (3, 5), "b": (1, 4), "c": (7, 3)}.items()}
+  assert whole(scores, 0) == {}
+  for n in (40, 1000):
+    found = whole(scores, n)
+    for name, leaf in scores.items():
+      np.testing.assert_array_equal(found[name], np.arange(leaf.size))
+  sizes = [sum(map(len, whole(scores, n).values())) for n in range(41)]
+  assert sizes == sorted(sizes) and all(size <= n for n, size in enumerate(sizes))
+  assert len(set(sizes)) == (13 if whole is top.top_channels else 4)  # one more unit at a time

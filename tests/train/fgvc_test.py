@@ -54,7 +54,7 @@ def test_prompts_have_the_mean_percentage_that_is_printed():
   assert sum(shares) / 5 == pytest.approx(0.979, abs=5e-4)
 
 
-@pytest.mark.parametrize("name", ["lora", "adapter", "adaptformer"])
+@pytest.mark.parametrize("name", ["lora", "adapter", "adaptformer", "spt_lora", "spt_adapter"])
 def test_what_spt_says_of_fgvc(name, facts, resolved):
   row = {row["key"]: row["value"] for row in facts("spt_noah", recipe="spt_train_fgvc")}
   config = resolved(f"fgvc_{name}", "task=nabirds")

@@ -62,6 +62,32 @@ def test_progress_overwrites_one_line_on_a_terminal_and_prints_lines_elsewhere()
   assert [line.split()[1] for line in plain.getvalue().splitlines()] == ["10/100", "100/100"]
 
 
+def test_a_bar_is_redrawn_on_a_terminal_and_a_line_now_and_then_elsewhere(monkeypatch):
+  clock = iter([0, 30, *range(32, 80, 2)])  # the first part takes 30 s, the others 2 s each
+  monkeypatch.setattr(log.time, "monotonic", lambda: next(clock))
+  live = Terminal()
+  bar = log.Bar("choosing: batch", 24, live)
+  for done in range(1, 25):
+    bar.show(done)
+  first, *lines = live.getvalue().split("\r")
+  assert first == "" and len(lines) == 24 and live.getvalue().count("\n") == 1
+  assert lines[0] == f"[#{'.' * 23}] choosing: batch 1/24  30 s"
+  assert lines[11] == f"[{'#' * 12}{'.' * 12}] choosing: batch 12/24  52 s  ETA 0:00:24"
+  assert lines[-1].rstrip() == f"[{'#' * 24}] choosing: batch 24/24  76 s"
+  assert lines[-1].endswith("\n") and len(lines[-1]) > len(lines[-2])  # no rest of a longer line
+
+  monkeypatch.setattr(log.time, "monotonic", lambda: 0)
+  plain = io.StringIO()
+  bar = log.Bar("choosing: batch", 24, plain)
+  for done in range(1, 25):
+    bar.show(done)
+  bar = log.Bar("choosing: image", 800, plain)
+  for done in range(32, 801, 32):  # 32 at a time
+    bar.show(done)
+  assert [line.split()[2] for line in plain.getvalue().splitlines()] == [
+    "1/24", "10/24", "20/24", "24/24", "32/800", "320/800", "640/800", "800/800"]
+
+
 def test_board_writes_numbers_and_does_nothing_when_unwanted(tmp_path):
   log.Board(tmp_path / "off", False, 0).add({"step": 1, "loss": 2.0})
   assert not (tmp_path / "off").exists()

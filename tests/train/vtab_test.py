@@ -54,6 +54,26 @@ def test_every_value_of_every_script_of_gps(table, end, facts):
     assert list(table[row["dataset"]]) == expected, row
 
 
+@pytest.mark.parametrize("release, table", vtab.GPS_RELEASES.items())
+def test_a_release_of_gps_is_an_argument(release, table, resolved):
+  keys = ("optim.lr", "batch_size", "model.drop_path", "gps.k")
+  for task in ("clevr_dist", "diabetic_retinopathy"):
+    config = resolved("vtab_gps", f"task={task},release={release}")
+    assert [config[key] for key in keys] == list(table[task])
+  assert vtab.GPS["clevr_dist"] != vtab.GPS_FIRST["clevr_dist"]
+  assert resolved("vtab_gps", "task=dtd") == resolved("vtab_gps", "release=now,task=dtd")
+
+
+@pytest.mark.parametrize("argument, sentence", [
+  ("release=old", "^The config argument release=old is none of now, first"),
+  ("relase=first", "no key 'relase'; did you mean 'release'"),
+  ("release", "'release' is not of the form key=value"),
+])
+def test_another_release_of_gps_is_refused(argument, sentence, resolved):
+  with pytest.raises(ValueError, match=sentence):
+    resolved("vtab_gps", argument)
+
+
 def test_the_first_scripts_of_gps_have_the_papers_mean_of_the_parameters():
   neurons, backbone = 83_712, 85_798_656  # as many biases as neurons, and all are trained
 
@@ -93,6 +113,8 @@ def test_an_unknown_task_is_refused(resolved):
     ("noah_vpt_vtab", "vpt_deep"),
     ("spt_train_vtab_supervised_lora", "lora"),
     ("spt_train_vtab_supervised_adapter", "adapter"),
+    ("spt_train_vtab_supervised_lora", "spt_lora"),
+    ("spt_train_vtab_supervised_adapter", "spt_adapter"),
   ],
 )
 def test_every_value_of_the_scripts_of_noah_and_spt(script, name, facts, resolved):
@@ -107,7 +129,7 @@ def test_every_value_of_the_scripts_of_noah_and_spt(script, name, facts, resolve
   assert "max(e-1,0)" in row["schedule_offset"] and config["optim.lag"] == 1
   assert "resize 224x224 bicubic" in row["train_transform"]
   assert (config["data.resize"], config["data.view"]) == ("bicubic_pil", None)
-  method = config["methods"][0]
+  method = config["methods"][-1]
   dropout = row.get("module_dropout", row.get("structured_dropout"))
   assert config[f"{method}.dropout"] == float(dropout)
   if "rank" in row:

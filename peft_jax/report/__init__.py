@@ -1,0 +1,1 @@
+"""What selections and results say, as tables and figures: `python -m peft_jax report`."""
