@@ -43,6 +43,7 @@ from peft_jax.methods import (
   MLPHead,
   Norm,
   Partial,
+  sparse,
 )
 from peft_jax.methods.entries import Entries
 from peft_jax.selection import places
@@ -182,21 +183,24 @@ def forward_operations(model, batch):
 
 
 def loops(tuned):
-  """Operations of the loops over rows of entries that XLA's count, of one pass each, leaves out."""
+  """Operations of the loops over entries that XLA's count, of one pass each, leaves out."""
   left_out = 0
   for method, chosen in tuned.bound:
     if not isinstance(method, Entries) or method.form == "mask":
       continue
-    sizes = {path: leaf.size for path, leaf in flat(tuned.shapes[method.collection]).items()}
+    shapes = {path: leaf.shape for path, leaf in flat(tuned.shapes[method.collection]).items()}
     for path, site in chosen.items():
-      size = sizes.get(f"{path}/value", 0)
-      by_rows = method.form == "product" or method.by_entries(site, size)
-      if site.is_conv or method.rows(site) == "input" or not by_rows:
+      shape = shapes.get(f"{path}/value", ())
+      how, outputs, n = method.rows(site), math.prod(site.fan_out), math.prod(shape)
+      by_entries = method.form == "product" or method.by_entries(site, n)
+      if site.is_conv or not shape or how == "input" or not by_entries:
         continue
-      passes = -(-size // math.prod(site.fan_out))
-      # A pass multiplies and adds for the values, of a product for y and the gradient of x, too.
-      each = 2 * math.prod(site.y) * (3 if method.form == "product" else 1)
-      left_out += each * max(passes - 1, 0)
+      shape = (shape[0], n // shape[0])
+      ways = [(1, sparse.runs(shape, how))]  # a pass multiplies and adds for the values,
+      if method.form == "product":
+        ways += [(2, (-(-n // outputs), outputs))]  # and for y and the gradient of x
+      tokens = math.prod(site.y) // outputs
+      left_out += sum(2 * tokens * times * (passes - 1) * width for times, (passes, width) in ways)
   return left_out
 
 

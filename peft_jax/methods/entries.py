@@ -28,7 +28,7 @@ FORMS = ("auto", "entries", "kernel", "product", "mask")
 
 # The share of a kernel's entries whose own gradients take as long as that of the whole kernel:
 # measured on a CPU in float32 by benchmarks/entry_gradients.py, not yet on a GPU or TPU.
-BREAK_EVEN = 1 / 64
+BREAK_EVEN = 1 / 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
