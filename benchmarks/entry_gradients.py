@@ -35,7 +35,7 @@ def main():
     for k in KS:
       inputs = jax.random.randint(keys[2], (k, fan_out), 0, fan_in)
       index = sparse.places(inputs, fan_out)
-      entries = jax.jit(lambda x, dy, index: sparse.entry_gradients(x, dy, index, True))
+      entries = jax.jit(lambda x, dy, index: sparse.entry_gradients(x, dy, index, "neuron"))
       forms[k] = (entries, (x, dy, index))
     times = {k: [] for k in forms}
     for _ in range(args.rounds + 1):  # the first compiles

@@ -11,6 +11,7 @@ variables; the frozen ones are an argument and are not returned. README.md says 
 import argparse
 import dataclasses
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -42,10 +43,14 @@ from peft_jax.methods import (
   MLPHead,
   Norm,
   Partial,
+  sparse,
 )
+from peft_jax.methods.entries import Entries
+from peft_jax.selection import places
 from peft_jax.sites import sites
 from peft_jax.train import config, log, memory
 from peft_jax.train import step as steps
+from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
 
 LAYERS = r".*/(q|k|v|proj|fc1|fc2)"  # the linear layers of a block
@@ -63,7 +68,14 @@ METHODS = {
   "lora_shared": LoRA(sites=LAYERS, rank=8, share=("q", "k", "v")),  # one A for a fused qkv
   "dora": DoRA(sites=LAYERS, rank=8),
   "gps": GPS(),
+  "gps_k5": GPS(k=5, form="entries"),
+  "gps_k15": GPS(k=15, form="entries"),
   "gps_kernel": GPS(form="kernel"),  # the gradient of whole kernels, then its chosen entries
+  "gps_product": GPS(form="product"),  # kernels are not written into, but x times the change added
+  "gps_mask": GPS(form="mask"),  # kernels trained with masked updates: the cost of full tuning
+  # What SPT trains without its modules: of ViT-B/16's 0.4 M entries each kernel's share.
+  "entries_400k": GPS(level="net", k=5, form="entries", biases=False, chosen=(
+    ".*/(q|k|v|proj)=2778", ".*/fc[12]=11111")),
   "ia3": IA3(),
   "adapter": Adapter(width=8),
   "adaptformer": AdaptFormer(width=64),
@@ -72,7 +84,13 @@ METHODS = {
 }
 
 # The largest step a method may compile to, in units of F.
-LIMITS = {"gps": 2.12, "ssf": 2.08, "san": 2.08, "lora": 2.10, "lora_shared": 2.10}
+LIMITS = {
+  "gps": 2.12, "gps_k5": 2.15, "entries_400k": 2.4,
+  "ssf": 2.08, "san": 2.08, "lora": 2.10, "lora_shared": 2.10,
+}  # fmt: skip
+
+# The largest temporaries, in units of those of "gps_mask".
+MEMORY = {"gps": 1.1, "gps_k5": 1.1, "gps_k15": 1.25, "gps_kernel": 1.1, "entries_400k": 1.1}
 
 CLASSES = 100
 
@@ -99,7 +117,7 @@ class Cost:
   """The cost of one compiled step; sizes in bytes.
 
   trained: number of trained values, the head included.
-  ratio: operations of the step over those of the forward pass.
+  ratio: operations of the step over those of the forward pass, every pass of `loops` counted.
   arguments: weights, optimizer state and batch; optimizer: its part of that.
   limit: what `arguments` may be: weights, batch and 4 times the trained values, plus 5 %.
   temporary: what XLA allocates in between. outputs: the new trained values and optimizer state.
@@ -124,6 +142,10 @@ class Cost:
       (limit is None or self.ratio <= limit, f"the step costs {self.ratio:.3f} F, not {limit}"),
       (self.arguments <= self.limit, f"{self.arguments} bytes of arguments, above {self.limit}"),
       (
+        self.optimizer <= 2 * 4 * self.trained + 1024,
+        f"{self.optimizer} bytes of optimizer state for {self.trained} trained values",
+      ),
+      (
         self.outputs <= 3.05 * 4 * self.trained + 4096,
         f"{self.outputs} bytes returned for {self.trained} trained values",
       ),
@@ -133,6 +155,14 @@ class Cost:
       ),
     )
     return [f"{self.name}: {sentence}" for met, sentence in checks if not met]
+
+
+def copied(costs):
+  """One sentence for each of MEMORY whose temporaries are above its share of the mask form's."""
+  temporary = {c.name: c.temporary for c in costs}
+  dense = temporary.get("gps_mask", math.inf)
+  return [f"{name}: {temporary[name]} temporary bytes, above {share} times {dense}"
+          for name, share in MEMORY.items() if temporary.get(name, 0) > share * dense]
 
 
 def size(tree):
@@ -152,6 +182,28 @@ def forward_operations(model, batch):
   return forward.lower(params, images).compile().cost_analysis()["flops"]
 
 
+def loops(tuned):
+  """Operations of the loops over entries that XLA's count, of one pass each, leaves out."""
+  left_out = 0
+  for method, chosen in tuned.bound:
+    if not isinstance(method, Entries) or method.form == "mask":
+      continue
+    shapes = {path: leaf.shape for path, leaf in flat(tuned.shapes[method.collection]).items()}
+    for path, site in chosen.items():
+      shape = shapes.get(f"{path}/value", ())
+      how, outputs, n = method.rows(site), math.prod(site.fan_out), math.prod(shape)
+      by_entries = method.form == "product" or method.by_entries(site, n)
+      if site.is_conv or not shape or how == "input" or not by_entries:
+        continue
+      shape = (shape[0], n // shape[0])
+      ways = [(1, sparse.runs(shape, how))]  # a pass multiplies and adds for the values,
+      if method.form == "product":
+        ways += [(2, (-(-n // outputs), outputs))]  # and for y and the gradient of x
+      tokens = math.prod(site.y) // outputs
+      left_out += sum(2 * tokens * times * (passes - 1) * width for times, (passes, width) in ways)
+  return left_out
+
+
 def cost(model, batch, name, forward, method=None):
   """The Cost of a step of METHODS[name], or of `method` under that name; forward: F."""
   method = method or METHODS[name]
@@ -167,7 +219,7 @@ def cost(model, batch, name, forward, method=None):
   return Cost(
     name=name,
     trained=sum(leaf.size for leaf in jax.tree.leaves(train)),
-    ratio=compiled.cost_analysis()["flops"] / forward,
+    ratio=(compiled.cost_analysis()["flops"] + loops(tuned)) / forward,
     arguments=memory.argument_size_in_bytes,
     optimizer=size(state["opt"]),
     limit=int(1.05 * (size(params) + size(data) + 4 * size(train))),
@@ -187,9 +239,8 @@ def print_costs(forward, costs):
     limit = LIMITS.get(c.name, "")
     print(f"{c.name:12}{c.trained:>12,}{c.ratio:>10.3f}{limit:>7}{'':>6}" + "".join(
       f"{n / 2**20:>11.1f}" for n in sizes))
-  for c in costs:
-    for sentence in c.failures():
-      print("NOT MET ", sentence)
+  for sentence in [*(s for c in costs for s in c.failures()), *copied(costs)]:
+    print("NOT MET ", sentence)
 
 
 # --- seconds ------------------------------------------------------------------------------------
@@ -209,8 +260,16 @@ def jax_runner(name, model, batch):
   if name == "forward":
     forward = jax.jit(lambda params, images: model.apply({"params": params}, images))
     return lambda: jax.block_until_ready(forward(params, images))
-  tuned = Tuned(model, (METHODS[name],), sites(model, images))
-  train, frozen = tuned.split({"params": params, **tuned.init(key, params)})
+  method, table, selected = METHODS[name], sites(model, images), None
+  if method.chooses:  # what it trains: any inputs, as many as it says
+    method = dataclasses.replace(method, score="random", chosen=())
+    selected = places.choose(method, model, params, table, config.default())
+    method = places.told(method, selected)
+  tuned = Tuned(model, (method,), table)
+  variables = {"params": params, **tuned.init(key, params)}
+  if selected is not None:
+    variables = places.written(tuned, variables, method.collection, selected)
+  train, frozen = tuned.split(variables)
   step, start = training_step(tuned, train)
   holder = [start()]
 
@@ -220,86 +279,14 @@ def jax_runner(name, model, batch):
   return run
 
 
-def torch_runner(name, model, batch, threads):
-  """The same step in plain PyTorch, LoRA by HF PEFT on qkv, proj, fc1 and fc2."""
-  import torch
-  from torch import nn
-  from torch.nn import functional
-
-  torch.set_num_threads(threads)
-  torch.manual_seed(0)
-
-  class Attention(nn.Module):
-    def __init__(self, d, heads):
-      super().__init__()
-      self.heads, self.qkv, self.proj = heads, nn.Linear(d, 3 * d), nn.Linear(d, d)
-
-    def forward(self, x):
-      b, n, d = x.shape
-      q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-      y = functional.scaled_dot_product_attention(q, k, v)
-      return self.proj(y.transpose(1, 2).reshape(b, n, d))
-
-  class Block(nn.Module):
-    def __init__(self, d, heads, hidden):
-      super().__init__()
-      self.norm1, self.norm2 = nn.LayerNorm(d, eps=1e-6), nn.LayerNorm(d, eps=1e-6)
-      self.attn = Attention(d, heads)
-      self.fc1, self.fc2 = nn.Linear(d, hidden), nn.Linear(hidden, d)
-
-    def forward(self, x):
-      x = x + self.attn(self.norm1(x))
-      return x + self.fc2(functional.gelu(self.fc1(self.norm2(x))))
-
-  class VisionTransformer(nn.Module):
-    def __init__(self):
-      super().__init__()
-      d, rows = model.width, 1 + (model.image_size // model.patch) ** 2
-      self.patch_embed = nn.Conv2d(3, d, model.patch, model.patch)
-      self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
-      self.pos_embed = nn.Parameter(0.02 * torch.randn(1, rows, d))
-      self.blocks = nn.Sequential(
-        *(Block(d, model.heads, model.mlp_ratio * d) for _ in range(model.depth)))
-      self.norm, self.head = nn.LayerNorm(d, eps=1e-6), nn.Linear(d, CLASSES)
-
-    def forward(self, x):
-      x = self.patch_embed(x).flatten(2).transpose(1, 2)
-      x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1) + self.pos_embed
-      return self.head(self.norm(self.blocks(x)[:, 0]))
-
-  net = VisionTransformer()
-  if name == "lora":
-    import peft
-
-    config = peft.LoraConfig(
-      r=8, lora_alpha=8, target_modules=["qkv", "proj", "fc1", "fc2"], modules_to_save=["head"])
-    net = peft.get_peft_model(net, config)
-  elif name != "full":
-    for path, parameter in net.named_parameters():
-      parameter.requires_grad = path.startswith("head") or name == "bias" and path.endswith("bias")
-  images = torch.randn(batch, 3, model.image_size, model.image_size)
-  labels = torch.arange(batch) % CLASSES
-  if name == "forward":
-    net.eval()
-
-    def forward():
-      with torch.no_grad():
-        net(images)
-
-    return forward
-  net.train()
-  trained = [p for p in net.parameters() if p.requires_grad]
-  tx = torch.optim.AdamW(trained, lr=1e-3, weight_decay=1e-4, fused=True)
-
-  def run():
-    tx.zero_grad()
-    functional.cross_entropy(net(images), labels).backward()
-    tx.step()
-
-  return run
-
-
-TORCH = ("forward", "full", "linear", "bias", "lora")  # what `torch_runner` knows
+# What `torch_steps.runner` knows, by the names of METHODS; GPS's forms are one training.
+TORCH = {
+  **{name: name for name in ("forward", "full", "linear", "bias", "lora", "gps")},
+  **dict.fromkeys(("lora_shared",), "lora"),
+  **dict.fromkeys(("gps_k5", "gps_k15", "gps_kernel", "gps_product", "gps_mask"), "gps"),
+}
+NEEDS = {"lora": "peft", "gps": "timm"}  # beside torch
+BESIDE = {"gps": "gps_mask"}  # timed in the same rounds
 
 
 def work(worker, model, batch, threads, keep):
@@ -308,7 +295,9 @@ def work(worker, model, batch, threads, keep):
   if keep in (side, "both"):
     memory.keep()
   if side == "torch":
-    run = torch_runner(name, model, batch, threads)
+    import torch_steps  # beside this file
+
+    run = torch_steps.runner(name, model, batch, threads, CLASSES)
   else:
     run = jax_runner(name, model, batch)
   run(), run()
@@ -344,18 +333,25 @@ class Worker:
     self.process.wait()
 
 
-def time_steps(names, arguments, threads, rounds, beside_torch):
-  """One row {name, jax: {wall, cpu}, torch: {wall, cpu}, ratio: {wall, cpu}} for each name.
+def there(package):
+  return importlib.util.find_spec(package) is not None
 
-  Lists of seconds, one a round. A round runs both sides; which goes first alternates, and the
-  ratios are taken within a round, so that a machine that slows down for a while slows both.
+
+def time_steps(names, arguments, threads, rounds, beside_torch):
+  """One row {name, SIDE: {wall, cpu}, ratio: {SIDE: {wall, cpu}}} for each name.
+
+  Sides: "jax"; "torch", where TORCH has it; the name that BESIDE has. Lists of seconds, one a
+  round, which runs all sides; which goes first alternates, and the ratios of jax to the others are
+  taken within a round, so that a machine that slows down for a while slows all.
   """
   rows = []
   for name in names:
-    torch_name = "lora" if name.startswith("lora") else name
-    sides = {"jax": Worker(f"jax:{name}", arguments, threads)}
-    if beside_torch and torch_name in TORCH:
-      sides["torch"] = Worker(f"torch:{torch_name}", arguments, threads)
+    workers = {"jax": f"jax:{name}"}
+    if name in BESIDE:
+      workers[BESIDE[name]] = f"jax:{BESIDE[name]}"
+    if beside_torch and name in TORCH and there(NEEDS.get(TORCH[name], "torch")):
+      workers["torch"] = f"torch:{TORCH[name]}"
+    sides = {side: Worker(worker, arguments, threads) for side, worker in workers.items()}
     row = {"name": name, **{side: {"wall": [], "cpu": []} for side in sides}}
     for i in range(rounds):
       for side in list(sides) if i % 2 == 0 else list(sides)[::-1]:
@@ -364,11 +360,11 @@ def time_steps(names, arguments, threads, rounds, beside_torch):
         row[side]["cpu"].append(cpu)
     for worker in sides.values():
       worker.close()
-    if "torch" in sides:
-      row["ratio"] = {
-        clock: [a / b for a, b in zip(row["jax"][clock], row["torch"][clock], strict=True)]
-        for clock in ("wall", "cpu")
-      }
+    row["ratio"] = {
+      side: {clock: [a / b for a, b in zip(row["jax"][clock], row[side][clock], strict=True)]
+             for clock in ("wall", "cpu")}
+      for side in sides if side != "jax"
+    }
     rows.append(row)
     print_time(row)
   return rows
@@ -378,12 +374,12 @@ def print_time(row):
   line = f"{row['name']:12}" + "".join(
     f"{side}{median(row[side]['wall']):>8.3f} s (least {min(row[side]['wall']):.3f}, "
     f"cpu {median(row[side]['cpu']):.3f})   "
-    for side in ("jax", "torch") if side in row)
-  if "ratio" in row:
-    wall = row["ratio"]["wall"]
-    line += (f"jax / torch {median(wall):.3f} ({min(wall):.3f} to {max(wall):.3f}), "
-             f"cpu {median(row['ratio']['cpu']):.3f}")
-  print(line, flush=True)
+    for side in ("jax", *row["ratio"]))
+  for side, ratio in row["ratio"].items():
+    wall = ratio["wall"]
+    line += (f"jax / {side} {median(wall):.3f} ({min(wall):.3f} to {max(wall):.3f}), "
+             f"cpu {median(ratio['cpu']):.3f}   ")
+  print(line.rstrip(), flush=True)
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -425,7 +421,7 @@ def main(argv=None):
     arguments = [f"--model={flags.model}", f"--image-size={model.image_size}",
                  f"--depth={model.depth}", f"--batch={flags.batch}", f"--threads={flags.threads}",
                  f"--keep-memory={flags.keep_memory}"]
-    both = all(importlib.util.find_spec(name) for name in ("torch", "peft")) and not flags.no_torch
+    both = there("torch") and not flags.no_torch
     print(f"{about}, {flags.threads} threads, float32: seconds a step, median of {flags.rounds}")
     record = {"about": about, "threads": flags.threads, "keep_memory": flags.keep_memory,
               "seconds": time_steps(names, arguments, flags.threads, flags.rounds, both)}

@@ -122,8 +122,8 @@ METHODS = {
     (GPS(score="magnitude", k=2),), zero=NO_TAP, needs="encoder/blocks_0/attn/q", slow=True,
   ),
   "gps_product": Row(
-    (GPS(score="random", k=2, form="product"),), 251_136,
-    (GPS(score="random", k=2, form="product", delta=True),), zero=NO_TAP, slow=True,
+    (GPS(score="magnitude", k=2, form="product", delta=True),), 251_136,
+    (GPS(score="magnitude", k=2, form="product"),), zero=NO_TAP, slow=True,
   ),
   "lora_gps": Row(
     (lora, GPS(score="random")), 502_272, (lora, GPS(score="random", biases=False)),

@@ -4,14 +4,19 @@ The limits are those of benchmarks/step_cost.py for ViT-B/16, held here at a qua
 (and of LoRA's rank), where the products still dominate. Nothing is allocated.
 """
 
+import dataclasses
 import importlib.util
 import pathlib
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 
 from peft_jax import models
-from peft_jax.methods import LoRA
+from peft_jax.methods import GPS, LoRA
+from peft_jax.sites import sites
+from peft_jax.tuned import Tuned, join
 
 path = pathlib.Path(__file__).parents[1] / "benchmarks" / "step_cost.py"
 spec = importlib.util.spec_from_file_location("step_cost", path)
@@ -22,7 +27,12 @@ BATCH = 2
 NARROW = {
   "lora": LoRA(sites=step_cost.LAYERS, rank=2),
   "lora_shared": LoRA(sites=step_cost.LAYERS, rank=2, share=("q", "k", "v")),
+  "gps_k5": GPS(k=2, form="entries"),
+  "gps_k15": GPS(k=4, form="entries"),
+  "entries_400k": GPS(level="net", form="entries", biases=False, chosen=(
+    ".*/(q|k|v|proj)=174", ".*/fc[12]=694")),
 }
+SLOW = ("gps_k5", "entries_400k")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +61,8 @@ def test_the_count_sees_products(model, forward):
   assert full.optimizer > 2 * 4 * full.trained
 
 
-@pytest.mark.parametrize("name", list(step_cost.LIMITS))
+@pytest.mark.parametrize("name", [
+  pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in step_cost.LIMITS])
 def test_frozen_weights_cost_nothing(model, forward, name):
   cost = measure(model, forward, name)
   assert not cost.failures()
@@ -66,3 +77,53 @@ def test_linear_probing_costs_a_forward_pass(model, forward):
   cost = measure(model, forward, "linear")
   assert cost.ratio < 1.01
   assert not cost.failures()
+
+
+@pytest.fixture(scope="module")
+def masked(model, forward):
+  return measure(model, forward, "gps_mask")
+
+
+@pytest.mark.parametrize("name", ["gps", *(
+  pytest.param(name, marks=pytest.mark.slow) for name in step_cost.MEMORY if name != "gps")])
+def test_no_copy_of_a_written_kernel_is_kept(model, forward, masked, name):
+  """In a sparse form a step keeps what the mask form keeps: one copy of each would be seen."""
+  cost = measure(model, forward, name)
+  assert not cost.failures() and not step_cost.copied([masked, cost])
+  # Less room than the limits leave, as kernels are small beside what a narrow model computes.
+  blocks = step_cost.size(step_cost.shapes(model, BATCH)[0]["encoder"])
+  assert cost.temporary < masked.temporary + 0.5 * blocks
+  assert masked.ratio > 2.8 and masked.optimizer > 2 * blocks
+
+
+@pytest.mark.parametrize("method", [
+  GPS(k=5, form="entries"), GPS(k=5, form="product"), GPS(form="kernel"),
+  GPS(level="net", form="entries", chosen=("layers_0=200",)),
+], ids=lambda method: f"{method.level}-{method.form}")
+def test_passes_of_loops_are_counted_as_if_written_out(method, monkeypatch):
+  model = nn.Sequential([nn.Dense(48)])
+  x = jax.ShapeDtypeStruct((4, 50, 64), jnp.float32)
+  method = dataclasses.replace(method, sites="layers_0")
+  tuned = Tuned(model, (method,), sites(model, x), head="")
+  train, frozen = tuned.split(tuned.shapes)
+
+  def counted():
+    def step(train, frozen, x, dy):  # a new function, so that it is traced anew
+      y, back = jax.vjp(lambda train, x: tuned.apply(join(train, frozen), x), train, x)
+      return y, back(dy)
+
+    y = jax.ShapeDtypeStruct((4, 50, 48), jnp.float32)
+    return jax.jit(step).lower(train, frozen, x, y).compile().cost_analysis()["flops"]
+
+  def scan(function, carry, rows):
+    for i in range(len(rows[0])):
+      carry, _ = function(carry, [row[i] for row in rows])
+    return carry, None
+
+  in_loops = counted()
+  monkeypatch.setattr(jax.lax, "map", lambda f, rows: jnp.stack([f(row) for row in rows]))
+  monkeypatch.setattr(jax.lax, "scan", scan)
+  left_out = counted() - in_loops
+  expected = step_cost.loops(tuned)
+  assert (expected > 0) == (method.form != "kernel")
+  assert left_out == pytest.approx(expected, rel=0.1)

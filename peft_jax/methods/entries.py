@@ -28,7 +28,7 @@ FORMS = ("auto", "entries", "kernel", "product", "mask")
 
 # The share of a kernel's entries whose own gradients take as long as that of the whole kernel:
 # measured on a CPU in float32 by benchmarks/entry_gradients.py, not yet on a GPU or TPU.
-BREAK_EVEN = 1 / 64
+BREAK_EVEN = 1 / 40
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,8 @@ class Entries(Method):
     """Whether the gradient of a linear layer is formed for its n chosen entries alone."""
     if self.form != "auto":
       return self.form == "entries"
-    return n <= BREAK_EVEN * math.prod(site.fan_in) * math.prod(site.fan_out)
+    share = 1 if self.rows(site) == "input" else BREAK_EVEN  # of whole rows it is one small product
+    return n <= share * math.prod(site.fan_in) * math.prod(site.fan_out)
 
 
 def filled(tuned, variables, name, places):

@@ -83,7 +83,7 @@ class GPS(Entries):
   layer_scale: whether the layer scale of a ViT or a ConvNeXt is.
   norms: whether scale and bias of all norms are.
   form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" the former in linear layers where k <= inputs / 64; "mask" trains
+    and takes them from it, "auto" the former in linear layers where k <= inputs / 40; "mask" trains
     the kernels themselves and masks their updates: the same training, at the cost of full tuning.
     These write into a copy of the kernel; "product" adds x times what the entries changed by, but
     in convolutions, so that under a vmap over runs all share their kernels.

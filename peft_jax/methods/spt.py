@@ -75,7 +75,7 @@ class SPT(Entries):
   drop_path: rate of the last block while scoring.
   tokens: whether the class token is trained.
   form: "entries" forms the gradient of the single entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" the former in linear layers with up to a 64th of it. These write
+    and takes them from it, "auto" the former in linear layers with up to a 40th of it. These write
     into a copy of the kernel; "product" adds x times the values, but in convolutions. "mask", with
     delta False, trains the kernels themselves and masks their updates.
   delta: whether `value` is what is added to an entry, or the entry itself.
