@@ -65,7 +65,8 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
   wanted, rest = parted(params, paths)
   parts = [jax.jit(part, donate_argnums=0)
            for part in passes(model, config, loss, temperature, drop_path)]
-  total = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in wanted.items()}
+  # Placed as its leaves are, so that the second step compiles nothing anew.
+  total = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), wanted)
   ways = {"contrast": ["contrast"] * 2, "cross_entropy": [config.data.augment]}[loss]
   for step in range(steps):
     batch, left = batches(step), None

@@ -27,8 +27,6 @@ from peft_jax.tuned import Tuned
 
 # Fields of what is placed that decide where.
 DECIDE = ("sites", "rank", "rank_pattern", "width", "reduction", "length")
-
-
 SQUARES = ("squares", "fisher")  # scores that are sums of squared gradients
 
 
@@ -132,7 +130,7 @@ def told(method, placed, places, whole, paths):
 
   places: {leaf path: places of single entries}; whole: leaf paths; placed: None for none.
   """
-  chosen = tuple(f"{path}={np.size(rows)}" for path, rows in places.items())
+  chosen = tuple(f"{path}={np.size(places[path])}" for path in sorted(places))
   collection = method.collection if chosen else ""  # it then has no variables
   spt = dataclasses.replace(method, collection=collection, chosen=chosen, whole=tuple(whole))
   return (spt, *([placed_at(placed, tuple(paths))] if paths else []))

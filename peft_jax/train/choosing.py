@@ -139,6 +139,9 @@ def for_budgets(config, method, about, parallel, split, model, params, table, bu
   made = sensitivity.allocations(method, placed, table, found, budgets)
   files = {}
   for budget, allocation in made.items():
+    if not method.tau and abs(allocation.total - budget) > budget / 4 and budget >= 1:
+      print(f"note: spt trains {allocation.total:,} numbers, the nearest to budget={budget:,.0f} "
+            "that its sweep finds for these modules and thresholds")
     own = dataclasses.replace(method, budget=float(budget))
     places = sensitivity.entries(own, table, allocation)
     built = sensitivity.told(own, placed, places, allocation.whole, allocation.structured)

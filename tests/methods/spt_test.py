@@ -115,6 +115,7 @@ def test_the_most_that_can_be_trained(placed, most):
   ({"budget": float("nan")}, "^SPT: budget=nan"),
   ({"group_size": 0}, "^SPT: group_size=0; it must be at least 1"),
   ({"score": "contrast"}, "^SPT: score='contrast'; it must be one of"),
+  ({"scores": "f"}, "^SPT: scores='f' is given, but score='squares'"),
   ({"drop_path": 1.0}, "^SPT: drop_path=1.0 is outside"),
   ({"chosen": ("q/kernel",)}, "^SPT: chosen has 'q/kernel', which is not of the form"),
   ({"chosen": ("q/kernel=0",)}, "^SPT: chosen has 'q/kernel=0'"),

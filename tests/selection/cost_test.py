@@ -22,7 +22,7 @@ BATCH = 4
 @pytest.fixture(scope="module")
 def costs():
   """{name: Cost} of the contrastive scores and what they are held to."""
-  model = models.create("vit_b16", num_classes=10, width=192, heads=3, depth=3, image_size=128)
+  model = models.create("vit_b16", num_classes=10, width=192, heads=3, depth=2, image_size=112)
   programs = {
     "score": scoring_cost.gps(model, BATCH, "contrast"),
     "views": scoring_cost.plain(model, 2 * BATCH),

@@ -161,7 +161,7 @@ def test_given_scores_decide(tmp_path):
   hole[2, 3] = np.nan
   for wrong, sentence in (
     ({p: v for p, v in scores.items() if p != path}, f"have none for '{path}'"),
-    (scores | {path: scores[path][:5]}, r"are float32\[5, 8\]; the kernel needs .* \[8, 8\]"),
+    (scores | {path: scores[path][:5]}, r"are float32\[5, 8\]; the leaf needs .* \[8, 8\]"),
     (scores | {path: scores[path].astype(np.int32)}, "are int32"),
     (scores | {path: hole}, f"'{path}' hold NaN"),
   ):
@@ -195,8 +195,8 @@ def test_a_permutation_gives_each_neuron_the_inputs_of_another():
 
 
 @pytest.mark.parametrize("level", [
-  "neuron", "net", *(pytest.param(level, marks=pytest.mark.slow) for level in (
-    "shared", "layer", "channel"))])
+  "net", *(pytest.param(level, marks=pytest.mark.slow) for level in (
+    "neuron", "shared", "layer", "channel"))])
 def test_no_weight_of_a_skipped_block_is_chosen(level):
   model, params, table = tiny()
   method = GPS(k=4, score="random", level=level, skip=(0, 2))

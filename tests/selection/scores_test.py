@@ -9,6 +9,7 @@ from peft_jax import data, models
 from peft_jax.keys import key
 from peft_jax.selection import scores
 from peft_jax.train import config as config_lib
+from peft_jax.train import shard
 from peft_jax.tree import flat, nest
 
 TWO = [(1, 0), (0, 1), (0.6, 0.8), (-0.8, 0.6)]
@@ -61,7 +62,7 @@ def settings():
   return config
 
 
-@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+@pytest.mark.parametrize("drop_path", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
 def test_one_view_after_the_other_gives_the_gradient_of_both_together(drop_path):
   """The oracle keeps both views: one program, one gradient."""
   model, params = backbone()
@@ -115,6 +116,28 @@ def test_the_cross_entropy_does_not_depend_on_the_split_into_batches():
     largest = float(jnp.max(jnp.abs(whole[path])))
     assert largest > 1e-5
     np.testing.assert_allclose(halves[path], whole[path], atol=1e-5 * largest)
+
+
+@pytest.mark.slow
+def test_any_number_of_devices_gives_the_same_sums_and_compiles_once(caplog):
+  model, params = backbone()
+  images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 3)).astype(np.uint8)
+  batch = {"image": images, "label": np.arange(16, dtype=np.int32) % 4}
+  path, sums = "patch_embed/kernel", []
+  for count in (1, 2, 8):
+    how = shard.parallel("jit", jax.devices()[:count])
+    own, parts = how.place(params), jax.device_put(batch, how.split)
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+      found = scores.gradient_sums(model, own, (path,), lambda _, parts=parts: parts, 2,
+                                   settings(), "contrast", 0.5)
+    for program in ("first_view", "second_view"):
+      assert sum(f"Compiling jit({program})" in line for line in caplog.messages) == 1
+    sums.append(np.asarray(found[path]))
+  largest = np.abs(sums[0]).max()
+  assert largest > 1e-5
+  for other in sums[1:]:
+    np.testing.assert_allclose(other, sums[0], atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("loss", ["contrast", "cross_entropy"])

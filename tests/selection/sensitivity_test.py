@@ -7,7 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from peft_jax import models
+from peft_jax import models, safetensors
 from peft_jax.count import count
 from peft_jax.methods import SPT, VPT, Adapter, DoRA, LoRA
 from peft_jax.selection import sensitivity
@@ -85,7 +85,7 @@ def chosen(method, placed, model, budgets=()):
 
 
 @pytest.mark.parametrize("backbone, name", [
-  *(("vit", name) for name in PLACED), ("swin", "lora"), ("convnext", "dora")])
+  *(("vit", name) for name in PLACED), ("swin", "lora"), ("swin", "vpt"), ("convnext", "dora")])
 def test_what_is_told_trains_what_was_allocated(backbone, name):
   """Also where a field of the placed method speaks of a layer that did not get it."""
   model, placed = BACKBONES[backbone], PLACED[name]
@@ -99,6 +99,9 @@ def test_what_is_told_trains_what_was_allocated(backbone, name):
   places = sensitivity.entries(method, table, allocation)
   methods = sensitivity.told(method, placed, places, allocation.whole, allocation.structured)
   assert len(methods) == (1 if placed is None else 2) and places
+  turned = dict(reversed(places.items()))  # a file has an order of its own
+  assert methods == sensitivity.told(
+    method, placed, turned, allocation.whole, allocation.structured)
   counted = count(Tuned(model, methods, table))
   assert counted["trained"] - counted["head"] == allocation.total
   fewer = dataclasses.replace(method, norm_entries=False)
@@ -128,6 +131,59 @@ def test_budgets_tau_and_the_class_token():
   (nothing,) = sensitivity.allocations(alone, lora, table, found).values()
   assert sensitivity.told(alone, lora, nothing.entries, nothing.whole, nothing.structured) == (
     dataclasses.replace(alone, collection="", chosen=()),)
+
+
+class Split:
+  labels = 100 + np.arange(50)
+
+  def images(self, places):  # each image tells its label
+    return self.labels[places]
+
+  def __len__(self):
+    return 50
+
+
+def test_images_are_drawn_by_the_seed_with_their_labels(monkeypatch):
+  model = BACKBONES["vit"]
+  table = sites(model, models.images(model))
+  params = layers.drawn(Tuned(model, (), table).shapes["params"], 1)
+
+  def seen(method, seed):
+    config = type("Config", (), {"seed": seed})
+    return sensitivity.scores(method, model, params, table, config, Split())
+
+  def given(model, params, paths, images, labels, config, **options):
+    np.testing.assert_array_equal(images(np.arange(len(labels))), labels)
+    np.testing.assert_array_equal(images(np.array([2, 0])), labels[[2, 0]])
+    return set(paths), labels.tolist(), options
+
+  monkeypatch.setattr(sensitivity, "squared_gradients", given)
+  paths, drawn, options = seen(SPT(num_samples=20, group_size=4, drop_path=0.1), 0)
+  assert paths == roles(table).keys() and len(set(drawn)) == 20
+  assert options == {
+    "group_size": 4, "drawn": False, "drop_path": 0.1, "devices": None, "show": None}
+  assert seen(SPT(num_samples=20), 0)[1] == drawn != seen(SPT(num_samples=20), 1)[1]
+  _, every, options = seen(SPT(score="fisher"), 0)
+  assert sorted(every) == Split.labels.tolist() and every[:20] == drawn and options["drawn"]
+
+
+def test_scores_of_a_file(tmp_path):
+  model = BACKBONES["vit"]
+  table = sites(model, models.images(model))
+  rng = np.random.default_rng(0)
+  params = Tuned(model, (), table).shapes["params"]
+  given = {path: rng.standard_normal(leaf.shape, np.float32) for path, leaf in flat(params).items()}
+  file = str(tmp_path / "scores.safetensors")
+  safetensors.write(file, given)
+  method = SPT(score="file", scores=file, tau=50)
+  found = sensitivity.scores(method, model, params, table, Config)
+  assert found.keys() == roles(table).keys()
+  for path, leaf in found.items():
+    np.testing.assert_array_equal(leaf, np.abs(given[path]))
+  del given["norm/scale"]
+  safetensors.write(file, given)
+  with pytest.raises(ValueError, match="^SPT: the given scores have none for 'norm/scale'"):
+    sensitivity.scores(method, model, params, table, Config)
 
 
 def test_scores_that_need_no_images():

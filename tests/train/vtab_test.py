@@ -135,3 +135,17 @@ def test_every_value_of_the_scripts_of_noah_and_spt(script, name, facts, resolve
   if "rank" in row:
     assert config[f"{method}.{'rank' if method == 'lora' else 'width'}"] == int(row["rank"])
     assert sorted(vtab.SPT_BUDGETS) == sorted(map(float, row["budgets_M"].split(",")))
+
+
+@pytest.mark.parametrize("name", ["spt_lora", "spt_adapter"])
+def test_what_spt_is_chosen_by(name, facts, resolved):
+  row = {row["key"]: row["value"] for row in facts("spt_noah", recipe="spt_sensitivity_vtab")}
+  config = resolved(f"vtab_{name}", "task=dmlab,budget=200000")
+  for key in ("alpha", "beta"):
+    assert config[f"spt.{key}"] == float(row[key])
+  assert config["spt.group_size"] == int(row["batch_size"])
+  assert config["spt.unstructured"] is (row["structured_only"] == "False")
+  assert config["spt.budget"] == 200_000
+  # The paper's samples and no stochastic depth, instead of the script's.
+  assert (config["spt.num_samples"], row["n_samples"]) == (800, "512")
+  assert (config["spt.drop_path"], row["drop_path"]) == (0.0, "0.1")
