@@ -98,11 +98,11 @@ def test_no_copy_of_a_written_kernel_is_kept(model, forward, masked, name):
 
 @pytest.mark.parametrize("method", [
   GPS(k=5, form="entries"), GPS(k=5, form="product"), GPS(form="kernel"),
-  GPS(level="net", form="entries", chosen=("layers_0=200",)),
+  GPS(level="net", form="entries", chosen=("layers_0=1200",)),
 ], ids=lambda method: f"{method.level}-{method.form}")
 def test_passes_of_loops_are_counted_as_if_written_out(method, monkeypatch):
-  model = nn.Sequential([nn.Dense(48)])
-  x = jax.ShapeDtypeStruct((4, 50, 64), jnp.float32)
+  model = nn.Sequential([nn.Dense(480)])
+  x = jax.ShapeDtypeStruct((8, 200, 64), jnp.float32)
   method = dataclasses.replace(method, sites="layers_0")
   tuned = Tuned(model, (method,), sites(model, x), head="")
   train, frozen = tuned.split(tuned.shapes)
@@ -112,7 +112,7 @@ def test_passes_of_loops_are_counted_as_if_written_out(method, monkeypatch):
       y, back = jax.vjp(lambda train, x: tuned.apply(join(train, frozen), x), train, x)
       return y, back(dy)
 
-    y = jax.ShapeDtypeStruct((4, 50, 48), jnp.float32)
+    y = jax.ShapeDtypeStruct((8, 200, 480), jnp.float32)
     return jax.jit(step).lower(train, frozen, x, y).compile().cost_analysis()["flops"]
 
   def scan(function, carry, rows):

@@ -312,7 +312,7 @@ def test_twenty_steps_of_the_training_loop_equal_those_of_the_mask_form(name, le
     np.testing.assert_allclose(average[path], masked_average[path], atol=1e-6, rtol=0)
     if path.endswith("/kernel") and not path.startswith("head"):
       others = np.ones(start[path].size, bool)
-      others[np.ravel(places.get(path, []))] = False
+      others[np.ravel(places.get(path, np.zeros(0, int)))] = False
       moved += int((np.abs(own[path] - start[path]).ravel()[~others] > 1e-3).sum())
       for end in (own, masked, average, masked_average):
         np.testing.assert_array_equal(end[path].ravel()[others], start[path].ravel()[others])
