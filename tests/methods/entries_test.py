@@ -186,7 +186,7 @@ def shapes_within(jaxpr):
 @pytest.mark.parametrize("how", ["neuron", "input", "any"])
 def test_only_a_product_leaves_kernels_alone_under_a_vmap_over_runs(how):
   """Temporaries of a step's gradient for 8 runs: the kernels are the largest arrays here."""
-  runs, wide, images = 8, 96, jnp.ones((1, 2, 4))
+  runs, wide, images = 8, 192, jnp.ones((1, 2, 4))
   make = functools.partial(layers.nn.Dense, wide)
 
   class Two(layers.nn.Module):
