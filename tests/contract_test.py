@@ -117,10 +117,6 @@ METHODS = {
     (GPS(score="magnitude", k=2, form="entries"),), 251_136,
     (GPS(score="magnitude", k=2, form="kernel"),), zero=NO_TAP,
   ),
-  "gps_shared": Row(
-    (GPS(score="magnitude", k=2, level="shared"),), 251_136,
-    (GPS(score="magnitude", k=2),), zero=NO_TAP, needs="encoder/blocks_0/attn/q", slow=True,
-  ),
   "gps_product": Row(
     (GPS(score="magnitude", k=2, form="product", delta=True),), 251_136,
     (GPS(score="magnitude", k=2, form="product"),), zero=NO_TAP, slow=True,
