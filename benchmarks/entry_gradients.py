@@ -5,7 +5,8 @@
 
 Milliseconds of the gradient of k entries of each neuron of one linear layer, [tokens, fan_in] x
 [tokens, fan_out], by the loop of methods.sparse, and of the whole kernel: the median of --rounds
-runs of each, in turn. The last column is the k at which they meet, as a share of the inputs.
+runs of each, in turn. The last column is the k at which they meet, in a straight line between
+neighbours or behind the last two, and as a share of the inputs.
 """
 
 import argparse
@@ -44,8 +45,10 @@ def main():
         jax.block_until_ready(function(*arguments))
         times[k].append(1e3 * (time.perf_counter() - begun))
     median = {k: statistics.median(all_[1:]) for k, all_ in times.items()}
-    each = (median[KS[-1]] - median[KS[0]]) / (KS[-1] - KS[0])
-    meet = (median[0] - median[KS[0]]) / each + KS[0]
+    # Between the two k whose times lie around the kernel's, or behind the last.
+    after = next((i for i, k in enumerate(KS) if i and median[k] > median[0]), len(KS) - 1)
+    low, high = KS[after - 1], KS[after]
+    meet = low + (high - low) * (median[0] - median[low]) / (median[high] - median[low])
     cells = " | ".join(f"{median[k]:.1f}" for k in (0, *KS))
     print(f"| {name} {fan_in} -> {fan_out} | {cells} | {meet:.0f} = 1/{fan_in / meet:.0f} |")
 

@@ -179,12 +179,13 @@ def probe(args, task, row):
 
 
 def table(args):
-  """Markdown: a row per method, a column per task; mean +- deviation (seeds) in percent."""
+  """Markdown: a row per method that was run, a column per task; mean +- deviation, percent."""
   lines = ["| | " + " | ".join(args.tasks) + " |", "| --- |" + " --- |" * len(args.tasks)]
   for row in args.rows:
     label = PROBES.get(row) or ROWS[row].label
     cells = [cell(args.results / task / row) for task in args.tasks]
-    lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    if set(cells) != {"-"}:
+      lines.append(f"| {label} | " + " | ".join(cells) + " |")
   return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """SPT-Adapter on VTAB-1k: ViT-B/16, Adapter-8 behind the matrices a task's gradient asks for.
 
 SPT's Table 1 prints 75.8 (0.30 %) and 76.4 (0.44 %) as the mean of the three groups, best of five
-budgets (vtab.SPT_BUDGETS, in millions) and best epoch on the test split. Its script places adapters
+budgets (vtab.SPT_BUDGETS) and best epoch on the test split. Its script places adapters
 where LoRA's cost put them, though it comes with files of their own cost, as here. A user's run of
 the release at 400,000, of LoRA or Adapter, has 75.1 (its issue 1). Choose the budget on val200
 (--config.data.train_split=train800 --config.data.eval_split=val200) and train again. The release

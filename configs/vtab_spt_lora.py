@@ -1,7 +1,7 @@
 """SPT-LoRA on VTAB-1k: ViT-B/16, LoRA-8 where a task's gradient asks for it, and single weights.
 
 SPT's Table 1 prints 75.9 (0.31 %) and 76.4 (0.63 %) as the mean of the three groups, best of five
-budgets (vtab.SPT_BUDGETS, in millions) and best epoch on the test split; its 19 tasks have a mean
+budgets (vtab.SPT_BUDGETS) and best epoch on the test split; its 19 tasks have a mean
 of 74.07. A user's run of the release at 400,000 has 75.1 (its issue 1). Choose the budget on
 val200 (--config.data.train_split=train800 --config.data.eval_split=val200) and train again. The
 release overwrites LoRA's initial values (`--config.lora.initial=trunc_normal_both`), here B = 0,

@@ -67,7 +67,9 @@ def masks(tuned, frozen):
     stack = tuned.table[path.partition("/")[2].rpartition("/")[0]].stack
     layers = math.prod(stack)
     mask = jnp.zeros((layers, math.prod(shape) // layers), bool)
-    mask = mask.at[jnp.arange(layers)[:, None], jnp.reshape(places, (layers, -1))].set(True)
+    places = jnp.reshape(places, (layers, -1))
+    places = jnp.where(places < 0, mask.shape[1], places)  # not chosen yet: in no leaf
+    mask = mask.at[jnp.arange(layers)[:, None], places].set(True, mode="drop")
     found[path] = jnp.reshape(mask, shape)
   return found
 

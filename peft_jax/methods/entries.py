@@ -4,10 +4,11 @@
     delta    W' = W, but W'[place] = W[place] + value[place]
     mask     W' = W, all of it trained, updates zero but at the chosen places
 
-The first and the last are the same training, the second but for weight decay, which pulls to the
-backbone's entries there and to zero here. In the sparse forms no gradient, nothing of the
-optimizer's state and nothing that a step returns is of a kernel's size, and of the W' of linear
-layers one at a time is there; in the mask form all are as large as the kernels.
+The first and the last are the same training where no method lies below, the second but for weight
+decay, which pulls to the backbone's entries there and to zero here. In the sparse forms no
+gradient, nothing of the optimizer's state and nothing that a step returns is of a kernel's size,
+and of the W' of linear layers one at a time is there; in the mask form all are as large as the
+kernels.
 """
 
 from __future__ import annotations
@@ -133,6 +134,17 @@ def filled(tuned, variables, name, places):
   return made
 
 
+def check(methods):
+  """Raises ValueError for a mask form above a change of weights, which no file could say."""
+  for i, method in enumerate(methods):
+    below = next((m for m in methods[:i] if m.collection and m.weights), None)
+    if getattr(method, "form", "") == "mask" and below:
+      name = type(method).__name__
+      raise ValueError(f"{name}: form='mask' trains the backbone's own weights, which "
+                       f"{type(below).__name__} below it changes: put {name} first in `methods`, "
+                       "or take another form.")
+
+
 def filed(tuned):
   """The model as an adapter file has it: every mask form in the sparse one."""
   methods = [
@@ -153,7 +165,10 @@ def packed(tuned, variables, start):
     for path, leaf in flat(variables[method.collection]).items():
       if path.endswith("/kernel_index"):
         kernel = path.removesuffix("_index")
-        made = sparse_form.variables(params[kernel], leaf)
+        made = sparse_form.variables
+        for _ in tuned.table[kernel.rpartition("/")[0]].stack:
+          made = jax.vmap(made)
+        made = made(params[kernel], leaf)
         own |= {f"{path.rpartition('/')[0]}/{name}": value for name, value in made.items()}
         params[kernel] = base[kernel]
       else:

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import ClassVar
 
 import jax
@@ -55,8 +56,9 @@ class GPS(Entries):
   layer_scale=False) on a backbone that its paper does not have: no images, k * fan_out a layer.
 
   "magnitude" and "random" per neuron or shared need no images and are chosen by `init`; for other
-  scores `init` leaves NaN, until `peft_jax.selection.places.choose` has filled it. Below it other
-  methods are folded into the weights; above it they cost what they do alone.
+  scores `init` leaves NaN (in the mask form places of -1, which train nothing), until
+  `peft_jax.selection.places.choose` has filled it. Below it other methods are folded into the
+  weights; above it they cost what they do alone.
 
   k: inputs of each neuron, 1 or more; a layer with fewer has all of them trained. Other levels have
     as many entries as that makes of the layer, or of all layers: their budget.
@@ -83,8 +85,9 @@ class GPS(Entries):
   layer_scale: whether the layer scale of a ViT or a ConvNeXt is.
   norms: whether scale and bias of all norms are.
   form: "entries" forms the gradient of the chosen entries alone, "kernel" that of the whole kernel
-    and takes them from it, "auto" the former in linear layers where k <= inputs / 40; "mask" trains
-    the kernels themselves and masks their updates: the same training, at the cost of full tuning.
+    and takes them from it, "auto" the former in linear layers with up to a 40th of it chosen, and
+    for shared inputs; "mask" trains the kernels themselves and masks their updates: the same
+    training, at the cost of full tuning, above no method that changes weights.
     These write into a copy of the kernel; "product" adds x times what the entries changed by, but
     in convolutions, so that under a vmap over runs all share their kernels.
   delta: whether `value` is what is added to the entry, starting at zero, and not the entry: weight
@@ -174,7 +177,8 @@ class GPS(Entries):
       return None
     if self.level in top.ROWS:
       return (min(self.k, math.prod(site.fan_in)), *site.fan_out)
-    n = int(patterns.at(site.path, self.chosen, 0))
+    parts = (text.rpartition("=") for text in self.chosen)  # of whole paths: `fc` is not `mlp/fc`
+    n = next((int(n) for path, _, n in parts if re.fullmatch(path, site.path)), 0)
     return (1, n) if n else None
 
   def init(self, site, key, params):
@@ -186,7 +190,9 @@ class GPS(Entries):
     needs_images = self.level not in top.ROWS or self.score not in ("magnitude", "random")
     if needs_images or self.row_permutation:
       made = self.variables(kernel, jnp.zeros(shape, jnp.int32))
-      return {**made, "value": jnp.full(shape, jnp.nan, kernel.dtype)} if "value" in made else made
+      if "value" not in made:
+        return {"kernel_index": jnp.full(shape, -1, jnp.int32)}
+      return {**made, "value": jnp.full(shape, jnp.nan, kernel.dtype)}
     if self.score == "magnitude":
       scores = jnp.reshape(kernel, (inputs, outputs))
     else:

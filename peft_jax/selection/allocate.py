@@ -60,7 +60,7 @@ def allocate(scores, roles, units, budgets, *, taus, alpha=10.0, beta=5.0, fixed
   roles: {leaf path: "matrix", "vector" or "entries"}, of every leaf of `scores`.
   units: {name: (cost, leaf paths)}, the matrices that one module stands for, and its parameters. A
     matrix in no unit is never replaced.
-  budgets: numbers of parameters, `fixed` among them and the head not; 0 is nothing at all.
+  budgets: numbers of parameters, `fixed` among them and the head not; 0 is nothing but `fixed`.
   taus: the numbers of largest scores that are tried, in any order; see `grid`.
   alpha: how many times its entries a module may cost; 0 gives modules to none.
   beta: a vector is whole with a 1/beta of its scores among the largest; 0 takes none whole.

@@ -39,7 +39,7 @@ def select(config, out, budgets=()):
   if not budgets:
     write(out, *choosing.chosen(*made))
   for budget, found in choosing.for_budgets(*made, budgets).items() if budgets else ():
-    write(f"{out.removesuffix('.safetensors')}-{budget:g}.safetensors", *found)
+    write(f"{out.removesuffix('.safetensors')}-{budget}.safetensors", *found)
 
 
 def numbers(text):

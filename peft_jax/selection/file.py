@@ -9,6 +9,8 @@ chosen, at its path ("encoder/blocks_0/attn/q/kernel"), and under "peft_jax_sele
     model      name of the backbone; base_name, base: of its weights, the name and fingerprint
     data       fingerprint of the images
     task, split, seed, batch_size, image_size
+    preprocessing   names of resize, normalize and augment of the images that were scored
+    given      fingerprint of the scores that were given in a file, "" for none
     shapes     {path: shape} of every leaf that could be chosen from
     counts     {path: n}: of each leaf the entries that the scores named; what was then placed
                there instead of them does not change it. A leaf without any may be left out.
@@ -21,7 +23,7 @@ import math
 import jax
 import numpy as np
 
-from peft_jax import safetensors
+from peft_jax import files, safetensors
 
 FORMAT = 2
 NAME = "peft_jax_selection"
@@ -52,6 +54,8 @@ def about(method, name, config, base, dataset, split):
     "seed": config.seed,
     "batch_size": config.batch_size,
     "image_size": config.model.image_size,
+    "preprocessing": [config.data[name] for name in ("resize", "normalize", "augment")],
+    "given": files.digest(safetensors.read(method.scores)[0]) if method.scores else "",
   }
 
 
@@ -96,7 +100,7 @@ def read(path):
   arrays, metadata = safetensors.read(path)
   if NAME not in metadata:
     raise ValueError(f"{path} is no selection (its metadata has no {NAME!r}); python -m peft_jax "
-                     "select and a training run with gps write one.")
+                     "select and a training run with gps or spt write one.")
   try:
     found = json.loads(metadata[NAME])
   except (ValueError, RecursionError):
@@ -146,6 +150,9 @@ def check(path, found, wanted):
       f"The selection {path} was made on weights with fingerprint {found['base'][:16]}, this run "
       f"has {wanted['base'][:16]}; it means nothing on other weights."
     )
+  if found.get("given", "") != wanted.get("given", found.get("given", "")):
+    raise ValueError(f"The selection {path} was made by other scores than those of this run's "
+                     "scores file; give the same, or choose anew.")
   there, here = found["method"], wanted["method"]
   for field in ["method", *sorted((there.keys() | here.keys()) - {"method", *BESIDE})]:
     if there.get(field) != here.get(field):

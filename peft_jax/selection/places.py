@@ -57,6 +57,9 @@ def choose(method, model, params, table, config, batches=None, steps=0, show=Non
     scores = fitting(scores, flat(params), kernels.values())
   matrices = {path: jnp.reshape(scores[kernel], (math.prod(chosen[path].fan_in), -1))
               for path, kernel in kernels.items()}
+  if not all(bool(jnp.isfinite(matrix).all()) for matrix in matrices.values()):
+    raise ValueError("GPS: some scores are not finite, so nothing can be chosen by them; are the "
+                     "weights those of a trained backbone?")
   if not any(float(jnp.max(jnp.abs(matrix))) for matrix in matrices.values()):
     raise ValueError("GPS: every score is zero, so nothing can be chosen by it; are the weights "
                      "those of a trained backbone?")

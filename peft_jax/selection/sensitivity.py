@@ -26,7 +26,7 @@ from peft_jax.tree import flat
 from peft_jax.tuned import Tuned
 
 # Fields of what is placed that decide where.
-DECIDE = ("sites", "rank", "rank_pattern", "width", "reduction", "length")
+DECIDE = ("sites", "rank", "rank_pattern", "width", "reduction", "length", "parallel")
 SQUARES = ("squares", "fisher")  # scores that are sums of squared gradients
 
 
@@ -111,12 +111,17 @@ def allocations(method, placed, table, found, budgets=()):
   if method.tau and not budgets:
     return {method.budget: allocate_at(found, kinds, own, method.tau, **options)}
   given = budgets or (method.budget,)
-  whole = sum(math.prod(shape) for path, site in table.items() if not is_head(path, Tuned.head)
-              for _, shape in site.params)
-  asked = {budget: round(budget * whole) if budget < 1 else round(budget) for budget in given}
+  asked = {budget: number(budget, table) for budget in given}
   taus = grid(sum(np.size(leaf) for leaf in found.values()))
   made = allocate(found, kinds, own, tuple(asked.values()), taus=taus, **options)
   return {budget: made[asked[budget]] for budget in given}
+
+
+def number(budget, table):
+  """A budget as a number: one below 1 is a share of the backbone's, the head apart."""
+  whole = sum(math.prod(shape) for path, site in table.items() if not is_head(path, Tuned.head)
+              for _, shape in site.params)
+  return round(budget * whole) if budget < 1 else round(budget)
 
 
 def entries(method, table, allocation):

@@ -6,26 +6,26 @@ import dataclasses
 
 import jax
 import numpy as np
+from etils import epath
 
 from peft_jax import data, methods
 from peft_jax.methods import entries, spt
 from peft_jax.models import unstack_blocks
 from peft_jax.selection import file as selection_file
 from peft_jax.selection import places as selected
-from peft_jax.selection import sensitivity
+from peft_jax.selection import sensitivity, top
 from peft_jax.sites import select
 from peft_jax.train import feed, log, shard
 from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned
 
-PER_NEURON = ("neuron", "shared")  # levels whose counts depend on no choice
-
 
 def choose(config, workdir, parallel, dataset, split, model, params, base, table):
   """(methods knowing their choice, {collection: {leaf path: places}}) of a resolved config.
 
-  A choice is read from config.selection, else from the selection.safetensors that an earlier start
-  of this very run left in `workdir`, else made from the images of `split`; it is written there.
+  A run that has checkpoints reads the selection.safetensors in `workdir` that it was begun with.
+  Else a choice is read from config.selection, or from what an earlier start of this very run left
+  in `workdir`, else made from the images of `split`; it is written there.
   """
   built = methods.build(config)
   i = chooser(config, built)
@@ -33,7 +33,13 @@ def choose(config, workdir, parallel, dataset, split, model, params, base, table
     return built, {}
   about = selection_file.about(built[i], config.methods[i], config, base, dataset, split)
   about |= {"method": rule(config, built[i])}
-  kept = None if workdir is None else workdir / "selection.safetensors"
+  kept = None if workdir is None else epath.Path(workdir) / "selection.safetensors"
+  if kept is not None and checkpointed(kept.parent):
+    if not kept.exists():
+      raise ValueError(f"{kept} is gone, and the checkpoints there are of what it chose: bring it "
+                       "back, or choose another --workdir.")
+    places, header = selection_file.read(kept)
+    return told(config, places, header), {built[i].collection: places} if places else {}
   places = None
   if config.selection:
     places, header = selection_file.read(config.selection)
@@ -46,6 +52,12 @@ def choose(config, workdir, parallel, dataset, split, model, params, base, table
   if kept is not None:
     selection_file.save(kept, places, header)
   return told(config, places, header), {built[i].collection: places} if places else {}
+
+
+def checkpointed(workdir):
+  """Whether a run in this folder has begun to train."""
+  steps = workdir / "checkpoints"
+  return steps.exists() and any(path.name.isdigit() for path in steps.iterdir())
 
 
 def told(config, places, header):
@@ -73,8 +85,11 @@ def explained(config):
     places, header = selection_file.read(config.selection)
     here = {"base": header["base"], "method": rule(config, built[i])}
     selection_file.check(config.selection, header, here)
+    if header["model"] != config.model.name:
+      raise ValueError(f"The selection {config.selection} is of {header['model']}, this config has "
+                       f"model.name={config.model.name}.")
     return told(config, places, header)
-  if i is not None and getattr(built[i], "level", "") not in PER_NEURON and not built[i].chosen:
+  if i is not None and getattr(built[i], "level", "") not in top.ROWS and not built[i].chosen:
     raise ValueError(f"What {config.methods[i]} trains depends on the weights and the task: choose "
                      "it first (python -m peft_jax select), and give --config.selection=FILE.")
   return built
@@ -131,6 +146,11 @@ def kernels_of(method, table):
 def for_budgets(config, method, about, parallel, split, model, params, table, budgets=()):
   """{budget: (places, header)} of an SPT from one scoring; no `budgets`: its own, or its tau."""
   name, placed = spt.behind(config.methods, methods.build(config))
+  if method.sites != type(method).sites:
+    raise ValueError(f"SPT chooses among all it may, not by spt.sites={method.sites!r}: leave that "
+                     "unset.")
+  if budgets and method.tau:
+    raise ValueError(f"spt.tau={method.tau} takes the place of a budget: give either.")
   show = None
   if method.score in sensitivity.SQUARES:
     images = min(method.num_samples, len(split))
@@ -139,8 +159,9 @@ def for_budgets(config, method, about, parallel, split, model, params, table, bu
   made = sensitivity.allocations(method, placed, table, found, budgets)
   files = {}
   for budget, allocation in made.items():
-    if not method.tau and abs(allocation.total - budget) > budget / 4 and budget >= 1:
-      print(f"note: spt trains {allocation.total:,} numbers, the nearest to budget={budget:,.0f} "
+    wanted = sensitivity.number(budget, table)
+    if not method.tau and abs(allocation.total - wanted) > wanted / 4:
+      print(f"note: spt trains {allocation.total:,} numbers, the nearest to a budget of {wanted:,} "
             "that its sweep finds for these modules and thresholds")
     own = dataclasses.replace(method, budget=float(budget))
     places = sensitivity.entries(own, table, allocation)

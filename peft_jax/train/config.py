@@ -25,7 +25,7 @@ from peft_jax.data import view
 from peft_jax.data.augment import AUGMENTS
 from peft_jax.data.pipeline import MEAN_STD
 from peft_jax.data.rand_augment import FILTERS
-from peft_jax.methods import spt
+from peft_jax.methods import entries, spt
 from peft_jax.models.layers import HEAD_INITS
 
 USAGE = 2  # exit code: the command line is wrong
@@ -239,6 +239,7 @@ def resolve(config):
     raise ValueError(f"methods has {' and '.join(choosers)}, which both choose what they train, "
                      "and a run has one choice: keep one of them.")
   spt.behind(c.methods, built)
+  entries.check(built)
   for name, method in zip(c.methods, built, strict=True):
     for field, value in method.builds.items():
       if c.model[field] not in (None, value):

@@ -23,13 +23,15 @@ import jax
 import numpy as np
 from etils import epath
 
-from peft_jax import data, models, statistics, weights
+from peft_jax import data, files, methods, models, statistics, weights
 from peft_jax.keys import key
+from peft_jax.partition import fixed
 from peft_jax.sites import sites
 from peft_jax.train import checkpoint, choosing, evaluate, feed, log, shard
 from peft_jax.train import step as steps
 from peft_jax.train.config import differing, flatten, resolve
 from peft_jax.train.result import describe, finish, summary
+from peft_jax.tree import flat
 from peft_jax.tuned import Tuned, join
 
 
@@ -140,8 +142,9 @@ def prepare(config, workdir=None, parallel=None):
   trained, frozen = tuned.split(variables)
   per_epoch = data.steps_per_epoch(config.batch_size, len(train_split))
   groups = set(jax.tree.leaves(tuned.labels(trained)))
+  asked = {method.collection for method in methods.build(config)}  # SPT may place none of them
   for group, rate in config.optim.group_lr.items():
-    if rate is not None and group not in groups:
+    if rate is not None and group not in groups | asked:
       raise ValueError(
         f"optim.group_lr.{group} is set, but this run trains {', '.join(sorted(groups))} only."
       )
@@ -228,13 +231,15 @@ def begin(config, workdir, parts, manager):
   """(state, meta, steps done) to go on from: the newest checkpoint's, or a new run's."""
   state = steps.start(parts.train, parts.tx, config.ema, parts.stats)
   origin = {"weights": parts.base.fingerprint, "data": parts.dataset.fingerprint()}
+  if places := flat(fixed(parts.frozen)):
+    origin["selection"] = files.digest(places)
   meta = {**origin, "last": None, "best": None, "seconds": 0.0}
   found = checkpoint.restore(manager, state)
   first = 0
   if found:
     first, state, meta = found
     for name, here in origin.items():
-      if meta[name] != here:
+      if meta.get(name, here) != here:
         raise ValueError(
           f"The {name} changed since {workdir} was begun (fingerprint {meta[name][:12]} there, "
           f"{here[:12]} now); bring back the earlier {name} or choose another --workdir."

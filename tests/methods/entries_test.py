@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from peft_jax import models
-from peft_jax.methods import GPS, LoRA, sparse
+from peft_jax import models, partition
+from peft_jax.methods import GPS, LoRA, entries, sparse
 from peft_jax.methods.entries import Entries
 from peft_jax.selection.places import choose, told, written
 from peft_jax.sites import sites
 from peft_jax.train import config as config_lib
 from peft_jax.train import step as steps
-from peft_jax.tree import flat
+from peft_jax.tree import flat, nest
 from peft_jax.tuned import Tuned, join
 
 spec = importlib.util.spec_from_file_location("layers", pathlib.Path(__file__).parent / "layers.py")
@@ -340,3 +340,32 @@ def test_decay_pulls_a_delta_to_the_backbone_and_an_entry_to_zero(delta):
   keep = 1 - optim.lr * optim.weight_decay
   np.testing.assert_allclose(after - aim, keep * (before - aim), rtol=1e-5, atol=1e-7)
   assert float(jnp.abs(after - before).max()) > 1e-5
+
+
+@pytest.mark.parametrize("loop", ["python", "scan"])
+def test_a_file_has_what_a_mask_trained(loop):
+  model = models.ViT(4, width=12, depth=2, heads=3, patch=4, image_size=8, loop=loop)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  params = model.init(jax.random.key(1), x)["params"]
+  tuned = Tuned(model, (GPS(score="random", k=2, form="mask"),), sites(model, x))
+  start = {"params": params, **tuned.init(jax.random.key(2), params)}
+  masks, trained = partition.masks(tuned, start), flat(start["params"])
+  for path, mask in masks.items():
+    leaf = trained[path.removeprefix("params/")]
+    noise = jax.random.normal(jax.random.key(leaf.size), leaf.shape)
+    trained[path.removeprefix("params/")] = leaf + jnp.where(mask, noise, 0)
+  variables = start | {"params": nest(trained)}
+  filed, held = entries.filed(tuned), entries.packed(tuned, variables, params)
+  assert flat(held["params"]).keys() == flat(params).keys()
+  for path, leaf in flat(params).items():
+    np.testing.assert_array_equal(flat(held["params"])[path], leaf)
+  y, base = tuned.apply(variables, x), tuned.apply(start, x)
+  assert float(jnp.max(jnp.abs(y - base))) > 1e-3
+  np.testing.assert_allclose(filed.apply(held, x), y, rtol=1e-5, atol=1e-5)
+
+
+def test_what_no_file_could_say_is_refused():
+  methods = (LoRA(rank=2), GPS(form="mask"))
+  with pytest.raises(ValueError, match="^GPS: form='mask' trains .* put GPS first in `methods`"):
+    entries.check(methods)
+  entries.check(methods[::-1])

@@ -18,6 +18,7 @@ from peft_jax.tuned import Tuned
 def about(method, task="mini_digits", base="a" * 64):
   """What `selection_file.about` says of a run."""
   config = types.SimpleNamespace(task=task, seed=3, batch_size=40,
+                                 data=dict.fromkeys(("resize", "normalize", "augment"), "none"),
                                  model=types.SimpleNamespace(name="vit_test", image_size=32))
   weights = types.SimpleNamespace(name="random", fingerprint=base)
   dataset = types.SimpleNamespace(fingerprint=lambda: "d" * 64)

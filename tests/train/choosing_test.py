@@ -1,5 +1,7 @@
 """A run whose method chooses what it trains: its selection is a file, and decides the run."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from peft_jax import data, methods, models, safetensors
 from peft_jax.count import count
 from peft_jax.models import unstack_blocks
 from peft_jax.selection import file as selection_file
+from peft_jax.selection import places as selected
 from peft_jax.sites import sites
 from peft_jax.train import choosing, loop, shard
 from peft_jax.tree import flat, nest
@@ -52,12 +55,48 @@ def test_every_entry_that_was_not_chosen_stays_as_it_was(finished):
   assert moved > 0.9 * loaded.variables["gps"]["patch_embed"]["value"].size
 
 
-def test_a_selection_is_used_again_and_refused_where_it_means_nothing(finished, tiny, tmp_path):
+def test_a_run_with_checkpoints_keeps_the_selection_it_was_begun_with(finished, tiny, tmp_path,
+                                                                     monkeypatch):
+  config, workdir, _ = finished
+  there = tmp_path / "run"
+  shutil.copytree(workdir, there)
+  (there / "result.json").unlink()
+  places, header = selection_file.read(there / "selection.safetensors")
+  monkeypatch.setattr(selected, "choose", None)
+  assert loop.run(config, there)["steps"] == 20
+  (there / "result.json").unlink()
+  first = next(iter(places))
+  selection_file.save(there / "selection.safetensors", places | {first: places[first][:, ::-1]},
+                      header)
+  with pytest.raises(ValueError, match="^The selection changed since"):
+    loop.run(config, there)
+  (there / "selection.safetensors").unlink()
+  with pytest.raises(ValueError, match="is gone, and the checkpoints there are of what it chose"):
+    loop.run(config, there)
+
+
+def test_what_was_chosen_otherwise_is_not_used_again(finished, tiny, tmp_path):
+  _, workdir, _ = finished
+  kept = workdir / "selection.safetensors"
+  seen = []
+  for normalize in ("imagenet", "inception"):
+    there = tmp_path / normalize
+    there.mkdir()
+    shutil.copy(kept, there)
+    loop.prepare(tiny({**GPS, "gps.score": "magnitude", "data.normalize": normalize}), there)
+    seen.append(selection_file.read(there / "selection.safetensors")[1]["preprocessing"])
+  assert seen[0] != seen[1]
+
+
+def test_a_selection_is_used_again_and_refused_where_it_means_nothing(finished, tiny, tmp_path,
+                                                                     monkeypatch):
   _, workdir, _ = finished
   path = str(workdir / "selection.safetensors")
   places, about = selection_file.read(path)
   again = tiny({**GPS, "selection": path, "seed": 3})
-  parts = loop.prepare(again)  # another seed chooses other entries, were it not for the file
+  with monkeypatch.context() as patched:  # another seed would choose other entries
+    patched.setattr(selected, "choose", None)
+    parts = loop.prepare(again)
   index = flat(parts.frozen["gps"])
   for kernel, rows in places.items():
     site = kernel.removesuffix("/kernel")
