@@ -137,6 +137,8 @@ def run(args, config, task, row, name):
   if file.exists():
     return json.loads(file.read_text())
   result = loop.run(config, args.runs / task / row / name)
+  here = f"{pathlib.Path(__file__).parents[1]}/"  # where a checkout lies is nobody's business
+  result["weights"]["source"] = result["weights"]["source"].removeprefix(here)
   file.parent.mkdir(parents=True, exist_ok=True)
   log.write_json(file, result)
   return result
