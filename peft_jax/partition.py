@@ -16,8 +16,7 @@ def labels(tuned, variables):
 
   "head"; a collection's name for a method's variables, and for backbone parameters of which it
   trains some places; "backbone" for those that a method trains as they are; "freeze" for the rest
-  and for all integer leaves. Raises NoSiteError
-  when `tuned.head` names no module.
+  and for all integer leaves. Raises NoSiteError when `tuned.head` names no module.
   """
   if tuned.head and not any(is_head(path, tuned.head) for path in tuned.table):
     raise NoSiteError(

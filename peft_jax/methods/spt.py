@@ -48,7 +48,8 @@ class SPT(Entries):
   """Single entries, whole vectors and the class token; in front of the method that is placed.
 
   Variables at a site with n chosen entries of its kernel, or of another leaf NAME:
-    value: (n,)        trained, zeros: what is added to the kernel's entries; no weight decay
+    value: (n,)        trained, zeros: what is added to the kernel's entries, or (`delta` False) the
+                       entries themselves; no weight decay
     index: (n,)        int32, frozen: their flat places in the kernel; the first n until filled
     NAME_index: (n,)   int32, frozen: flat places in the leaf, which is trained at these alone
 
@@ -57,7 +58,7 @@ class SPT(Entries):
   Prompts stand for the matrices of a block's `attn`. What is placed must decide for each site alone
   (LoRA's `share` does not). Not under a scan.
 
-  sites: where `chosen` is trained; what may be chosen does not depend on it.
+  sites: to be left as it is: what may be chosen does not depend on it.
   budget: numbers trained, the class token among them and the head not; below 1 a share of the
     backbone's.
   tau: how many of the largest scores are chosen, above 0, instead of the sweep that finds `budget`.

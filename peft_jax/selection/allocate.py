@@ -18,6 +18,8 @@ import dataclasses
 
 import numpy as np
 
+from peft_jax.selection.top import largest
+
 STEP, STEPS, OF = 20_000, 79, 85_056_000  # of the code's grid, for ViT-B/16's candidates
 
 
@@ -137,21 +139,3 @@ class _Sweep:
               in zip(self.leaves, self.starts[:-1], ends[:-1], ends[1:], strict=True)}
     entries = {leaf: places[leaf] for leaf in single}
     return Allocation(tau, total, structured, whole, entries, self.counted[tau])
-
-
-def largest(values, n):
-  """int64: the places of the n largest of a vector, falling; ties by rising place.
-
-  Only these are sorted. All of them where the vector is shorter than n. ValueError for a NaN.
-  """
-  if np.isnan(values).any():
-    raise ValueError(f"SPT: {int(np.isnan(values).sum()):,} of {values.size:,} scores are not "
-                     "numbers; are the weights those of a trained backbone?")
-  n = min(n, values.size)
-  if not n:
-    return np.zeros(0, np.int64)
-  least = np.partition(values, values.size - n)[values.size - n]
-  above = np.flatnonzero(values > least)
-  level = np.flatnonzero(values == least)[: n - above.size]
-  chosen = np.sort(np.concatenate([above, level]))
-  return chosen[np.argsort(-values[chosen], kind="stable")]

@@ -285,7 +285,7 @@ def test_a_unit_of_several_matrices_counts_their_entries_together():
 
 def test_scores_that_are_no_numbers_are_refused():
   scores = {"a": np.array([1, np.nan, np.nan], np.float32)}
-  with pytest.raises(ValueError, match="^SPT: 2 of 3 scores are not numbers"):
+  with pytest.raises(ValueError, match="^2 of 3 scores are not numbers"):
     allocate_at(scores, {"a": "vector"}, {}, 1)
 
 
