@@ -119,20 +119,21 @@ METHODS = {
   ),
   "gps_product": Row(
     (GPS(score="magnitude", k=2, form="product", delta=True),), 251_136,
-    (GPS(score="magnitude", k=2, form="product"),), zero=NO_TAP, slow=True,
+    (GPS(score="magnitude", k=2, form="product"),), zero=NO_TAP,
+    needs="encoder/blocks_0/attn/q", loops="scan_remat", slow=True,
   ),
   "lora_gps": Row(
     (lora, GPS(score="random")), 502_272, (lora, GPS(score="random", biases=False)),
-    zero=NO_TAP, needs="encoder/blocks_0/attn/q", loops="python|scan_remat", slow=True,
+    zero=NO_TAP, needs="encoder/blocks_0/attn/q", loops="scan_remat", slow=True,
   ),
   "gps_lora": Row(
     (GPS(score="magnitude", biases=False), lora), 418_560,
     (GPS(score="magnitude", biases=False), LoRA(rank=2)), zero=NO_TAP,
-    needs="encoder/blocks_0/attn/q", loops="python|remat", slow=True,
+    needs="encoder/blocks_0/attn/q", loops="remat", slow=True,
   ),
   "spt_lora": Row(
     (spt, spt_lora), 10_752 + 21 + 768 + 1_536, (dataclasses.replace(spt, tokens=False), spt_lora),
-    needs="encoder/blocks_0/attn/q", loops="python|remat", slow=True,
+    needs="encoder/blocks_0/attn/q", loops="remat", slow=True,
   ),
   "ia3_lora_norm": Row(  # beside what is trained as it is
     (IA3(), LoRA(rank=2, sites=r"(.*/)?(attn/q|fc2)"), Norm()), 222_720,

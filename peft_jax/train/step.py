@@ -46,14 +46,16 @@ def optimizer(tuned, train, optim, steps_per_epoch):
     "adam": (decay, adam),
     "sgd": (decay, optax.trace(optim.momentum)),
   }
+  # Outermost, both: the clipping sees no other gradient, and the decay acts on whole leaves.
+  chosen = [masked()] if partition.partly(tuned, tuned.shapes) else []
   return optax.chain(
-    masked(),
+    *chosen,
     optax.clip_by_global_norm(optim.clip) if optim.clip else optax.identity(),
     *rules[optim.name],
     optax.multi_transform(
       {group: optax.scale_by_learning_rate(rate) for group, rate in rates.items()}, labels
     ),
-    masked(),  # again: the decay acts on whole leaves
+    *chosen,
   )
 
 

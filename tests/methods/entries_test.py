@@ -218,7 +218,8 @@ def test_only_a_product_leaves_kernels_alone_under_a_vmap_over_runs(how):
   assert temporary["product"] < 2 * kernel
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [
+  "entries", *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])])
 def test_one_kernel_remains_one_under_a_vmap_over_images(form):
   dense = functools.partial(layers.nn.Dense, 5)
   tuned, variables, x = layers.attach(Chosen(sites="layer", form=form), dense, (2, 4, 6), 6)

@@ -54,6 +54,7 @@ def test_what_is_trained_by_role():
   assert trained(GPS()) - trained(GPS(layer_scale=False)) == 18_048
 
 
+@pytest.mark.slow
 def test_neuroada_adds_k_for_each_neuron_and_starts_at_the_backbone():
   """k * fan_out a layer and nothing beside, as the 1,359,872 k its paper has for LLaMA-7B."""
   neuroada = functools.partial(

@@ -17,6 +17,7 @@ scoring_cost = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(scoring_cost)
 
 BATCH = 4
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -195,8 +195,7 @@ def test_a_permutation_gives_each_neuron_the_inputs_of_another():
 
 
 @pytest.mark.parametrize("level", [
-  "net", *(pytest.param(level, marks=pytest.mark.slow) for level in (
-    "neuron", "shared", "layer", "channel"))])
+  "neuron", *(pytest.param(level, marks=pytest.mark.slow) for level in ("net", "channel"))])
 def test_no_weight_of_a_skipped_block_is_chosen(level):
   model, params, table = tiny()
   method = GPS(k=4, score="random", level=level, skip=(0, 2))
@@ -236,7 +235,7 @@ def test_blocks_are_counted_through_the_stages():
 
 
 @pytest.mark.parametrize("level, loop", [
-  ("neuron", "scan"), pytest.param("shared", "scan_remat", marks=pytest.mark.slow)])
+  pytest.param("neuron", "scan", marks=pytest.mark.slow)])
 def test_a_scan_chooses_what_the_unrolled_model_chooses(level, loop):
   model, params, table = tiny()
   method = GPS(k=2, level=level, score="random")

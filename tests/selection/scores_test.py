@@ -62,7 +62,8 @@ def settings():
   return config
 
 
-@pytest.mark.parametrize("drop_path", [pytest.param(0.0, marks=pytest.mark.slow), 0.4])
+@pytest.mark.slow
+@pytest.mark.parametrize("drop_path", [0.4])
 def test_one_view_after_the_other_gives_the_gradient_of_both_together(drop_path):
   """The oracle keeps both views: one program, one gradient."""
   model, params = backbone()

@@ -134,7 +134,8 @@ def test_every_value_of_the_scripts_of_noah_and_spt(script, name, facts, resolve
   assert config[f"{method}.dropout"] == float(dropout)
   if "rank" in row:
     assert config[f"{method}.{'rank' if method == 'lora' else 'width'}"] == int(row["rank"])
-    assert sorted(vtab.SPT_BUDGETS) == sorted(map(float, row["budgets_M"].split(",")))
+    budgets = sorted(1e6 * float(text) for text in row["budgets_M"].split(","))
+    assert sorted(vtab.SPT_BUDGETS) == budgets
 
 
 @pytest.mark.parametrize("name", ["spt_lora", "spt_adapter"])
