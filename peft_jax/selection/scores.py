@@ -50,7 +50,7 @@ def contrastive_loss(features, labels, temperature):
 
 def gradient_sums(model, params, paths, batches, steps, config, loss, temperature=0.07, show=None,
                   drop_path=0.0):
-  """{path: float32, the kernel's shape}: the gradients of `steps` batches, added up.
+  """{path: float32 on the host, the kernel's shape}: the gradients of `steps` batches, added up.
 
   model: a backbone of peft_jax.models; its features, what the head reads, are what the loss sees.
   params: its parameters; a head in them is not used. paths: flat paths in `params` to be scored.
@@ -74,9 +74,10 @@ def gradient_sums(model, params, paths, batches, steps, config, loss, temperatur
              for i, how in enumerate(ways)]
     for part in parts:
       total, left = part(total, left, wanted, rest, views, batch["label"], jnp.int32(step))
+      jax.block_until_ready((total, left))  # of several virtual devices a long queue can hang
     if show:
       show(step + 1)
-  return total
+  return jax.device_get(total)
 
 
 def parted(params, paths):

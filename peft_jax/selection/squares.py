@@ -71,6 +71,7 @@ def squared_gradients(model, params, paths, images, labels, config, *, group_siz
   for first in range(0, len(labels), at_once):
     batch = grouped(images, labels, first, at_once, group_size)
     total = add(total, wanted, rest, jax.device_put(batch, split))
+    jax.block_until_ready(total)
     if show:
       show(min(first + at_once, len(labels)))
   added = jax.jit(lambda total: jax.tree.map(lambda x: x.sum(0), total), out_shardings=copied)
