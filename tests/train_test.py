@@ -66,8 +66,6 @@ def test_what_the_user_typed_wrongly_gives_one_line_and_exit_code_2(start, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("argument", [
-  "backbone=tiny",
-  "backbone=tiny_swin,methods=san,task=mini_fashion",
   "backbone=tiny_convnext,methods=ssf,task=mini_texture",
 ])
 def test_the_quickstart_on_the_tiny_backbones(argument, environment, tmp_path):

@@ -194,16 +194,11 @@ def choice(config, opened):
 SPREAD = {"spt.score": "random", "spt.alpha": 100.0}  # modules and entries, without trained weights
 RUNS = {
   "adapter": {"methods": ("spt", "adapter"), "adapter.sites": MATRICES, "adapter.width": 2,
-              "adapter.parallel": ("proj",), "adapter.act": "gelu"},
+              "adapter.parallel": ("proj",), "adapter.act": "gelu", "spt.score": "fisher"},
   "vpt": {"methods": ("spt", "vpt"), "vpt.length": 2},
-  "dora": {"methods": ("spt", "dora"), "dora.rank": 2, "spt.score": "fisher"},
   "alone": {"methods": ("spt",), "spt.group_size": 1, "spt.num_samples": 100, "merge": True},
-  "modules": {"methods": ("spt", "lora"), "lora.rank": 2, "spt.unstructured": False,
-              "merge": True},
   "mask": {"methods": ("spt", "lora"), "lora.rank": 2, "spt.form": "mask", "spt.delta": False,
            "optim.weight_decay": 0.1, "ema": 0.9},
-  "with_bias": {"methods": ("spt", "lora", "bias"), "lora.rank": 2, "spt.score": "magnitude",
-                "spt.norm_entries": False},
   "swin": {"methods": ("spt", "lora"), "lora.rank": 2, "weights": "random",
            "model.name": "swin_test", **SPREAD},
   "convnext": {"methods": ("spt", "lora"), "lora.rank": 1, "weights": "random",
